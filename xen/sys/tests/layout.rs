@@ -8,17 +8,26 @@ use xen_sys::{console, cpuid, elfnote, event_channel, grant_table, hvm, memory, 
 /// A C expression and the value we give it.
 type Claim = (&'static str, i128);
 
-/// `structure C_TYPE = PATH { FIELD or FIELD = C_FIELD, ... }`: its size and the offset of each field.
+/// `structure C_TYPE = PATH { FIELD or FIELD = C_FIELD, ... }`: its size, and offset and size of each field.
 macro_rules! structure {
     ($into:ident, $c:literal, $rust:path { $($field:tt $(= $name:literal)?),* }) => {
         $into.push((concat!("sizeof(", $c, ")"), size_of::<$rust>() as i128));
         $($into.push((
             concat!("offsetof(", $c, ", ", structure!(@name $field $($name)?), ")"),
             core::mem::offset_of!($rust, $field) as i128,
+        ));
+        $into.push((
+            concat!("sizeof(((", $c, " *)0)->", structure!(@name $field $($name)?), ")"),
+            size_of_field(|whole: &$rust| &whole.$field) as i128,
         ));)*
     };
     (@name $field:tt $name:literal) => { $name };
     (@name $field:tt) => { stringify!($field) };
+}
+
+/// Bytes of the field that `pick` picks.
+fn size_of_field<T, F>(_pick: fn(&T) -> &F) -> usize {
+    size_of::<F>()
 }
 
 /// The constants of one module.
