@@ -1,0 +1,13 @@
+//! The inside of a test boot: init of dom0 and of every Linux guest, one program with a role.
+//!
+//! In dom0 it brings up Xen's daemons and does the job that the host put beside it; in a guest it does what dom0 asks
+//! through the guest's own `data/` directory in xenstore. libxl also calls it as dom0's hotplug script.
+
+pub mod dom0;
+pub mod hotplug;
+pub mod init;
+pub mod probe;
+pub mod process;
+pub mod reporter;
+pub mod store;
+pub mod system;

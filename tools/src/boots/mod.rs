@@ -1,0 +1,8 @@
+//! The developer's side of a test boot: parts, images, the machine, the verdict.
+
+pub mod cpio;
+pub mod elf;
+pub mod image;
+pub mod judge;
+pub mod machine;
+pub mod parts;

@@ -1,0 +1,14 @@
+//! The host side of tapdom: today the test boots, which start real Xen under QEMU and judge what the guests report.
+//!
+//! # Layout
+//!
+//! - `report`: the lines that dom0 says to the host, and the job that the host gives to dom0
+//! - `boots`: runs on the developer's machine: fetches Debian's parts, builds images, runs QEMU, judges
+//! - `agent`: runs inside the boot, as init of dom0 and of every Linux guest
+//!
+//! The programs are in `src/bin`: `boots` and `agent`.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod boots;
+pub mod report;
