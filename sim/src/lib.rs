@@ -1,1 +1,23 @@
+//! A whole Xen in memory, in which the product runs unchanged and every choice comes from one seed.
+//!
+//! The fake is stricter than the real thing: what Xen would forgive or punish much later (a mapping that is dropped, a
+//! notification through a closed port, a copy over a page's end) is a panic of the test here, with the reason.
+//!
+//! # Layout
+//! - [`random`]: the only source of choice
+//! - [`world`], [`event`], [`grant`], [`fault`]: the hypervisor: domains, ports, grant tables, refusals
+//! - [`handle`]: [`handle::SimXen`], the world as one domain sees it: the trait `xen::port::Xen`
+//! - [`store`]: xenstored: tree, watches, transactions, quotas, and its ring
+//! - [`toolstack`]: dom0's libxl: attaches, detaches, destroys
+//! - [`blkif`]: the block protocol's layouts, read from `io/blkif.h` a second time, apart from the product's reading
+//! - [`frontend`]: guests; [`blkback`]: the backend below the product; [`disk`]: what both believe about bytes
+//! - [`run`]: the scheduler that plays them against each other
+#![forbid(unsafe_code)]
 
+pub mod event;
+pub mod fault;
+pub mod grant;
+pub mod handle;
+pub mod random;
+pub mod store;
+pub mod world;

@@ -1,0 +1,232 @@
+//! The world as the domain under test sees it, and stricter than Xen: what the product may never do ends the test.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::rc::Rc;
+
+use xen::page::{PAGE_BYTES, Page, PageRef};
+use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Move, Port, Refused, StillInUse, Stop, Xen};
+
+use crate::fault::Fault;
+use crate::grant::status;
+use crate::world::World;
+
+const ENOSPC: Refused = Refused(-28);
+
+/// What [`SimXen::stop`] panics with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped(pub Stop);
+
+/// A domain's own hypervisor.
+#[derive(Clone)]
+pub struct SimXen {
+    world: World,
+    id: DomId,
+    store: (PageRef, Port),
+    lent: Rc<RefCell<BTreeMap<GrantRef, u64>>>,
+}
+
+impl SimXen {
+    /// The view of `id`, which must be in the world and have been introduced to xenstored.
+    pub fn new(world: &World, id: DomId) -> Self {
+        let store = world.store(id).expect("introduce the domain to xenstored first");
+        SimXen { world: world.clone(), id, store, lent: Rc::default() }
+    }
+
+    fn strike(&self, fault: Fault, with: Refused) -> Result<(), Refused> {
+        if self.world.faults().strikes(fault) { Err(with) } else { Ok(()) }
+    }
+}
+
+/// A mapped page. Dropping one that stands is a leak, and a panic.
+pub struct SimMapping {
+    world: World,
+    by: DomId,
+    handle: u64,
+    page: PageRef,
+}
+
+impl Deref for SimMapping {
+    type Target = Page;
+
+    fn deref(&self) -> &Page {
+        assert!(self.world.is_mapped(self.by, self.handle), "a page is touched after its mapping ended");
+        &self.page
+    }
+}
+
+impl Drop for SimMapping {
+    fn drop(&mut self) {
+        // A mapping that ends with its domain is no leak; a second panic would only hide the first.
+        let leaked = self.world.is_mapped(self.by, self.handle);
+        assert!(!leaked || std::thread::panicking(), "{:?} dropped a mapping without unmapping it", self.by);
+    }
+}
+
+impl Xen for SimXen {
+    type Mapping = SimMapping;
+
+    fn alloc_unbound(&self, remote: DomId) -> Result<Port, Refused> {
+        self.strike(Fault::AllocUnbound, ENOSPC)?;
+        self.world.alloc_unbound(self.id, remote)
+    }
+
+    fn bind(&self, remote: DomId, port: Port) -> Result<Port, Refused> {
+        self.strike(Fault::Bind, ENOSPC)?;
+        self.world.bind(self.id, remote, port)
+    }
+
+    fn close(&self, port: Port) {
+        assert!(self.world.close(self.id, port), "{:?} closed {port:?}, which is not open", self.id);
+    }
+
+    fn notify(&self, port: Port) {
+        assert!(self.world.notify(self.id, port), "{:?} notified {port:?}, which is not open", self.id);
+    }
+
+    fn take_events(&self, each: &mut dyn FnMut(Port)) {
+        self.world.take_events(self.id).into_iter().for_each(each);
+    }
+
+    fn lend(&self, page: &PageRef, to: DomId, access: Access) -> Result<GrantRef, Refused> {
+        let address = page.address();
+        let twice = self.lent.borrow().values().any(|lent| *lent == address);
+        assert!(!twice, "{:?} lent a page twice without reclaiming it", self.id);
+        self.strike(Fault::Lend, status::NO_SPACE)?;
+        let grant = self.world.lend(self.id, page, to, access)?;
+        self.lent.borrow_mut().insert(grant, address);
+        Ok(grant)
+    }
+
+    fn reclaim(&self, grant: GrantRef) -> Result<(), StillInUse> {
+        self.world.reclaim(self.id, grant)?;
+        self.lent.borrow_mut().remove(&grant);
+        Ok(())
+    }
+
+    fn map(&self, pages: &[Foreign], into: &mut Vec<Result<SimMapping, Refused>>) {
+        into.extend(pages.iter().map(|what| {
+            self.strike(Fault::MapAgain, Refused::AGAIN)?;
+            self.strike(Fault::Map, status::NO_DEVICE_SPACE)?;
+            let (handle, page) = self.world.map(self.id, *what)?;
+            Ok(SimMapping { world: self.world.clone(), by: self.id, handle, page })
+        }));
+    }
+
+    fn unmap(&self, pages: &mut Vec<SimMapping>) {
+        for page in pages.drain(..) {
+            self.world.unmap(self.id, page.handle);
+        }
+    }
+
+    fn copy(&self, moves: &[Move], into: &mut Vec<Result<(), Refused>>) {
+        into.extend(moves.iter().map(|what| {
+            for at in [what.ours_at, what.theirs_at] {
+                assert!(
+                    usize::from(at) + usize::from(what.bytes) <= PAGE_BYTES,
+                    "{:?} copies over a page's end: {at} + {}",
+                    self.id,
+                    what.bytes
+                );
+            }
+            self.strike(Fault::CopyAgain, Refused::AGAIN)?;
+            self.strike(Fault::Copy, status::BAD_PAGE)?;
+            self.world.copy(self.id, what)
+        }));
+    }
+
+    fn now(&self) -> Instant {
+        self.world.now()
+    }
+
+    /// Returns at once, as Xen may: the scheduler of the simulation sleeps for the domain, between its turns.
+    fn wait(&self, _until: Option<Instant>) {}
+
+    fn say(&self, bytes: &[u8]) {
+        self.world.say(self.id, bytes);
+    }
+
+    fn store_ring(&self) -> (&Page, Port) {
+        (&self.store.0, self.store.1)
+    }
+
+    fn stop(&self, reason: Stop) -> ! {
+        self.world.set_stopped(self.id, reason);
+        std::panic::panic_any(Stopped(reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+    use crate::store::Store;
+
+    const SELF: DomId = DomId(1);
+
+    fn view() -> (World, SimXen) {
+        let mut random = Random::new(1);
+        let world = World::new(random.fork());
+        let store = Store::new(&world, random.fork());
+        world.create(SELF);
+        store.introduce(SELF);
+        let xen = SimXen::new(&world, SELF);
+        (world, xen)
+    }
+
+    #[test]
+    #[should_panic(expected = "lent a page twice")]
+    fn lending_twice_ends_the_test() {
+        let (_, xen) = view();
+        let page = PageRef::alone().unwrap();
+        xen.lend(&page, DomId(0), Access::ReadWrite).unwrap();
+        let _ = xen.lend(&page, DomId(0), Access::ReadWrite);
+    }
+
+    #[test]
+    #[should_panic(expected = "dropped a mapping")]
+    fn a_forgotten_mapping_ends_the_test() {
+        let (world, xen) = view();
+        let page = PageRef::alone().unwrap();
+        let grant = world.lend(DomId(0), &page, SELF, Access::ReadOnly).unwrap();
+        let mut got = Vec::new();
+        xen.map(&[Foreign { domain: DomId(0), grant, access: Access::ReadOnly }], &mut got);
+        drop(got);
+    }
+
+    #[test]
+    #[should_panic(expected = "which is not open")]
+    fn notifying_a_closed_port_ends_the_test() {
+        let (_, xen) = view();
+        let port = xen.alloc_unbound(DomId(0)).unwrap();
+        xen.close(port);
+        xen.notify(port);
+    }
+
+    #[test]
+    #[should_panic(expected = "over a page's end")]
+    fn copying_over_the_end_ends_the_test() {
+        let (_, xen) = view();
+        let what = Move {
+            ours: PageRef::alone().unwrap(),
+            ours_at: 4000,
+            domain: DomId(0),
+            grant: GrantRef(8),
+            theirs_at: 0,
+            bytes: 97,
+            way: xen::port::Way::In,
+        };
+        xen.copy(&[what], &mut Vec::new());
+    }
+
+    #[test]
+    fn a_budgeted_fault_strikes_and_ends() {
+        let (world, xen) = view();
+        world.faults().allow(Fault::AllocUnbound, 2, 1);
+        assert_eq!(xen.alloc_unbound(DomId(0)), Err(ENOSPC));
+        assert_eq!(xen.alloc_unbound(DomId(0)), Err(ENOSPC));
+        assert!(xen.alloc_unbound(DomId(0)).is_ok());
+        assert_eq!(world.faults().injected(Fault::AllocUnbound), 2);
+    }
+}
