@@ -1,5 +1,26 @@
 //! Xen's block, store and bus protocols as pure code: bytes in, verdicts out.
+//!
+//! No I/O, no clock, no allocation, no unsafe. What a peer writes is an allegation until one of these modules has
+//! parsed it into a type that cannot hold a wrong value.
+//!
+//! # Layout
+//! - [`mem`]: memory that a peer writes while we look at it
+//! - [`ring`]: the two halves of a Xen ring, with private indices
+//! - [`blkif`]: block requests and responses, and the names of the feature keys
+//! - [`xenbus`]: the backend's and the frontend's handshake as step functions
+//! - [`xenstore`]: the store's wire format and its ring page
+//! - [`gpt`]: GUID partition tables
+//! - [`number`]: decimal numbers of store nodes
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
+pub mod blkif;
+pub mod gpt;
 pub mod mem;
+pub mod number;
+pub mod ring;
+pub mod xenbus;
+pub mod xenstore;

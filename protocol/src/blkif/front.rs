@@ -1,0 +1,134 @@
+//! The frontend's half, for the disks below us: requests to bytes, bytes to answers, in the x86_64 layout.
+
+use super::*;
+
+/// Bytes of a request in our layout.
+pub const REQUEST_BYTES: usize = Layout::X86_64.entry_bytes();
+/// Bytes of a response in our layout, the longest there is.
+pub const RESPONSE_BYTES: usize = Layout::X86_64.response_bytes();
+
+/// What we ask of the disk below. Sectors are 512 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask<'a> {
+    /// Move 1 to 11 segments.
+    Transfer {
+        /// Which way.
+        way: Way,
+        /// The first sector on the disk.
+        sector: u64,
+        /// Where the data is.
+        segments: &'a [Segment],
+    },
+    /// Move `count` segments, which [`encode_segments`] has written into granted pages.
+    Indirect {
+        /// Which way.
+        way: Way,
+        /// The first sector on the disk.
+        sector: u64,
+        /// Segments in all.
+        count: u16,
+        /// The granted pages: `count / 512` rounded up, at most 8.
+        pages: &'a [u32],
+    },
+    /// Make what has been answered durable.
+    Flush,
+    /// Forget sectors.
+    Discard {
+        /// The first sector.
+        sector: u64,
+        /// How many.
+        sectors: u64,
+    },
+}
+
+impl Ask<'_> {
+    /// The operation that the answer must echo: of an indirect request the inner one.
+    pub fn operation(&self) -> u8 {
+        match self {
+            Ask::Transfer { way, .. } | Ask::Indirect { way, .. } => code(*way),
+            Ask::Flush => FLUSH_DISKCACHE,
+            Ask::Discard { .. } => DISCARD,
+        }
+    }
+}
+
+/// The operation of a plain transfer.
+fn code(way: Way) -> u8 {
+    match way {
+        Way::Read => READ,
+        Way::Write => WRITE,
+    }
+}
+
+/// The bytes of a request. `handle` is the disk's number, the last component of our frontend directory's name; most
+/// backends ignore it.
+///
+/// # Panics
+/// If there are no segments or more than fit, or the number of pages is not the one for `count`: our own numbers.
+pub fn encode(id: u64, handle: u16, ask: &Ask) -> [u8; REQUEST_BYTES] {
+    let mut entry = [0; REQUEST_BYTES];
+    entry[0] = ask.operation();
+    entry[2..4].copy_from_slice(&handle.to_le_bytes());
+    entry[8..16].copy_from_slice(&id.to_le_bytes());
+    match *ask {
+        Ask::Transfer { sector, segments, .. } => {
+            assert!((1..=SEGMENTS_MAX).contains(&segments.len()));
+            entry[1] = segments.len() as u8;
+            entry[16..24].copy_from_slice(&sector.to_le_bytes());
+            encode_segments(segments, &mut entry[24..]);
+        }
+        Ask::Indirect { sector, count, pages, .. } => {
+            assert!(count > 0 && pages.len() == usize::from(count.div_ceil(SEGMENTS_PER_PAGE)));
+            assert!(pages.len() <= INDIRECT_PAGES_MAX);
+            entry[1] = entry[0];
+            entry[0] = INDIRECT;
+            entry[2..4].copy_from_slice(&count.to_le_bytes());
+            entry[16..24].copy_from_slice(&sector.to_le_bytes());
+            entry[24..26].copy_from_slice(&handle.to_le_bytes());
+            for (index, page) in pages.iter().enumerate() {
+                entry[28 + index * 4..][..4].copy_from_slice(&page.to_le_bytes());
+            }
+        }
+        Ask::Flush => {}
+        Ask::Discard { sector, sectors } => {
+            entry[16..24].copy_from_slice(&sector.to_le_bytes());
+            entry[24..32].copy_from_slice(&sectors.to_le_bytes());
+        }
+    }
+    entry
+}
+
+/// Writes segments, 8 bytes each, as a slot or a descriptor page holds them; the rest of `into` stays as it is.
+///
+/// # Panics
+/// If `into` is too short: our own length.
+pub fn encode_segments(segments: &[Segment], into: &mut [u8]) {
+    let into = &mut into[..segments.len() * SEGMENT_BYTES];
+    for (segment, bytes) in segments.iter().zip(into.as_chunks_mut().0) {
+        *bytes = segment.encode();
+    }
+}
+
+/// What the backend below answers. That `id` and `operation` are those of a request of ours is for the caller to check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The request's number, alleged.
+    pub id: u64,
+    /// The request's operation, alleged.
+    pub operation: u8,
+    /// The verdict.
+    pub status: Status,
+}
+
+impl Answer {
+    /// Reads a response. A status that the header does not know is an error.
+    pub fn parse(bytes: &[u8; RESPONSE_BYTES]) -> Answer {
+        let [a, b, c, d, e, f, g, h, operation, _, low, high, ..] = *bytes;
+        let status = match i16::from_le_bytes([low, high]) {
+            0 => Status::Okay,
+            -2 => Status::Unsupported,
+            _ => Status::Error,
+        };
+        Answer { id: u64::from_le_bytes([a, b, c, d, e, f, g, h]), operation, status }
+    }
+}
