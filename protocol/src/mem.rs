@@ -3,7 +3,7 @@
 //! Every call is one fetch or one store: what a caller wants to check it must first have in a private copy
 //! (XSA-155). Offsets are ours, never a peer's: an offset past the end is our bug and panics.
 
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 
 /// Peer-writable bytes.
 ///
@@ -67,5 +67,64 @@ impl<const N: usize> Memory for Flat<N> {
     }
     fn write(&self, at: usize, from: &[u8]) {
         self.0.borrow_mut()[at..at + from.len()].copy_from_slice(from);
+    }
+}
+
+/// `N` bytes that a hostile peer rewrites all the time, for tests: what is fetched twice differs, indices jump by
+/// little and by much, and now and then are what they should be. One seed gives one behaviour.
+pub struct Evil<const N: usize> {
+    bytes: Flat<N>,
+    state: Cell<u64>,
+}
+
+impl<const N: usize> Evil<N> {
+    /// A peer with this much malice.
+    pub fn new(seed: u64) -> Self {
+        Evil { bytes: Flat::default(), state: Cell::new(seed | 1) }
+    }
+
+    /// The next number (xorshift64*, G. Marsaglia and S. Vigna).
+    fn next(&self) -> u64 {
+        let mut state = self.state.get();
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        self.state.set(state);
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+}
+
+impl<const N: usize> Memory for Evil<N> {
+    fn load(&self, at: usize) -> u32 {
+        let (choice, value) = (self.next() % 8, self.next() as u32);
+        let honest = self.bytes.load(at);
+        let word = match choice {
+            0 => value,
+            1 => honest.wrapping_sub(value % 4),
+            2 => honest.wrapping_add(0x8000_0000),
+            3 => honest.wrapping_add(value % 2048),
+            4..=6 => honest.wrapping_add(value % 4),
+            _ => honest,
+        };
+        self.bytes.store(at, word);
+        word
+    }
+    fn store(&self, at: usize, value: u32) {
+        self.bytes.store(at, value);
+    }
+    fn read(&self, at: usize, into: &mut [u8]) {
+        self.bytes.read(at, into);
+        for byte in into {
+            let (choice, value) = (self.next() % 4, self.next() as u8);
+            match choice {
+                0 => *byte = value,
+                // Many rules are about small numbers.
+                1 => *byte = value % 8,
+                _ => {}
+            }
+        }
+    }
+    fn write(&self, at: usize, from: &[u8]) {
+        self.bytes.write(at, from);
     }
 }

@@ -270,3 +270,400 @@ impl<M: Memory> Front<M> {
         Ok(self.rsp_cons != self.rsp_prod)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::cell::{Cell, RefCell};
+    use std::boxed::Box;
+    use std::collections::VecDeque;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::mem::Flat;
+
+    const BYTES: usize = 4096;
+    /// 4 slots of 16 bytes, in the first bytes of a page.
+    const SMALL: Shape = Shape { slots: 4, stride: 16 };
+
+    /// Memory that counts the loads of each index and lets the peer act at the full barrier.
+    struct Watched<'a> {
+        flat: &'a Flat<BYTES>,
+        loads: [Cell<u32>; 4],
+        at_fence: RefCell<Option<Box<dyn FnMut(&Flat<BYTES>) + 'a>>>,
+    }
+
+    impl<'a> Watched<'a> {
+        fn new(flat: &'a Flat<BYTES>) -> Self {
+            Watched { flat, loads: Default::default(), at_fence: RefCell::default() }
+        }
+        fn loads(&self) -> [u32; 4] {
+            self.loads.each_ref().map(Cell::get)
+        }
+        fn at_fence(&self, act: impl FnMut(&Flat<BYTES>) + 'a) {
+            *self.at_fence.borrow_mut() = Some(Box::new(act));
+        }
+    }
+
+    impl Memory for Watched<'_> {
+        fn load(&self, at: usize) -> u32 {
+            let loads = &self.loads[at / 4];
+            loads.set(loads.get() + 1);
+            self.flat.load(at)
+        }
+        fn store(&self, at: usize, value: u32) {
+            self.flat.store(at, value)
+        }
+        fn read(&self, at: usize, into: &mut [u8]) {
+            self.flat.read(at, into)
+        }
+        fn write(&self, at: usize, from: &[u8]) {
+            self.flat.write(at, from)
+        }
+        fn fence(&self) {
+            if let Some(act) = self.at_fence.borrow_mut().as_mut() {
+                act(self.flat)
+            }
+        }
+    }
+
+    /// A ring at rest with all indices at `start`.
+    fn ring(start: u32) -> Flat<BYTES> {
+        let flat = Flat::default();
+        flat.store(REQ_PROD, start);
+        flat.store(REQ_EVENT, start.wrapping_add(1));
+        flat.store(RSP_PROD, start);
+        flat.store(RSP_EVENT, start.wrapping_add(1));
+        flat
+    }
+
+    /// A frontend that has used its ring up to `start`.
+    fn front(flat: &Flat<BYTES>, start: u32) -> Front<&Flat<BYTES>> {
+        Front { memory: flat, shape: SMALL, req_prod: start, published: start, rsp_cons: start, rsp_prod: start }
+    }
+
+    #[test]
+    fn shapes_of_the_header() {
+        // __RING_SIZE of io/ring.h, printed by a C program for 1 to 16 pages, both layouts.
+        for (pages, slots) in [(1, 32), (2, 64), (4, 128), (8, 256), (16, 512)] {
+            assert_eq!(Shape::new(pages, 112), Shape { slots, stride: 112 });
+            assert_eq!(Shape::new(pages, 108), Shape { slots, stride: 108 });
+            assert!(Shape::new(pages, 112).bytes() <= pages * 4096);
+        }
+        assert_eq!(Shape::new(1, 4032).slots, 1);
+        assert_eq!(Shape::new(1, 63).slots, 64);
+    }
+
+    #[test]
+    fn slots_lie_where_the_header_puts_them() {
+        let flat = ring(0);
+        flat.write(64 + 2 * 112, b"third");
+        flat.store(REQ_PROD, 3);
+        let mut back = Back::attach(&flat, Shape::new(1, 112)).unwrap();
+        let mut entry = [0; 112];
+        for expected in [&[0; 5], &[0; 5], b"third"] {
+            assert_eq!(back.take(&mut entry), Ok(true));
+            assert_eq!(&entry[..5], expected);
+        }
+        assert_eq!(back.take(&mut entry), Ok(false));
+        back.put(b"one");
+        back.put(b"two");
+        let mut bytes = [0; 3];
+        flat.read(64 + 112, &mut bytes);
+        assert_eq!(&bytes, b"two");
+        assert_eq!(flat.load(RSP_PROD), 0);
+        assert!(back.publish());
+        assert_eq!(flat.load(RSP_PROD), 2);
+    }
+
+    #[test]
+    fn a_fresh_ring_is_the_headers() {
+        let flat = Flat::<BYTES>::default();
+        flat.write(0, &[0xa5; 128]);
+        let front = Front::init(&flat, SMALL);
+        let mut head = [0xff; 64];
+        flat.read(0, &mut head);
+        assert_eq!(head[..16], [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(head[16..], [0; 48]);
+        assert_eq!((front.free(), front.outstanding()), (4, 0));
+    }
+
+    #[test]
+    fn attach_starts_where_answers_end() {
+        for (start, ahead, fine) in [(0, 0, true), (7, 4, true), (u32::MAX, 4, true), (7, 5, false), (7, u32::MAX, false)] {
+            let flat = ring(start);
+            flat.store(REQ_PROD, start.wrapping_add(ahead));
+            let mut entry = [0; 16];
+            match Back::attach(&flat, SMALL) {
+                Ok(mut back) => {
+                    assert!(fine);
+                    for _ in 0..ahead {
+                        assert_eq!(back.take(&mut entry), Ok(true));
+                    }
+                    assert_eq!(back.take(&mut entry), Ok(false));
+                    assert_eq!(back.taken(), ahead);
+                }
+                Err(Overrun) => assert!(!fine),
+            }
+        }
+    }
+
+    #[test]
+    fn producers_that_jump_are_overruns() {
+        for start in [0, 5, u32::MAX - 1] {
+            for jump in [5, 6, 1 << 31, (1 << 31) - 1, u32::MAX] {
+                let flat = ring(start);
+                let mut back = Back::attach(&flat, SMALL).unwrap();
+                flat.store(REQ_PROD, start.wrapping_add(jump));
+                assert_eq!(back.take(&mut [0; 16]), Err(Overrun));
+                assert_eq!(back.rearm(), Err(Overrun));
+                assert_eq!(back.taken(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_producer_may_not_go_back_nor_pass_what_it_has_seen() {
+        let flat = ring(0);
+        let mut back = Back::attach(&flat, SMALL).unwrap();
+        let mut entry = [0; 16];
+        flat.store(REQ_PROD, 3);
+        for _ in 0..3 {
+            assert_eq!(back.take(&mut entry), Ok(true));
+        }
+        flat.store(REQ_PROD, 2);
+        assert_eq!(back.take(&mut entry), Err(Overrun));
+        flat.store(REQ_PROD, 5);
+        assert_eq!(back.take(&mut entry), Err(Overrun));
+        // Put but not yet published: the frontend cannot have known.
+        back.put(&[0; 16]);
+        assert_eq!(back.take(&mut entry), Err(Overrun));
+        assert!(back.publish());
+        assert_eq!(back.take(&mut entry), Ok(true));
+        assert_eq!(back.take(&mut entry), Ok(true));
+        assert_eq!((back.take(&mut entry), back.taken()), (Ok(false), 4));
+    }
+
+    #[test]
+    fn a_batch_looks_once() {
+        let flat = ring(0);
+        let memory = Watched::new(&flat);
+        let mut back = Back::attach(&memory, SMALL).unwrap();
+        flat.store(REQ_PROD, 4);
+        let before = memory.loads();
+        for _ in 0..4 {
+            assert_eq!(back.take(&mut [0; 16]), Ok(true));
+            // What it says while we take cannot change how much we take.
+            flat.store(REQ_PROD, 0x1234_5678);
+        }
+        assert_eq!(memory.loads()[REQ_PROD / 4], before[REQ_PROD / 4] + 1);
+        assert_eq!(back.take(&mut [0; 16]), Err(Overrun));
+        assert_eq!(memory.loads()[RSP_PROD / 4], before[RSP_PROD / 4]);
+    }
+
+    #[test]
+    fn the_notify_rule() {
+        // old, new, event -> notify: the event index lies in old+1..=new.
+        for start in [0, u32::MAX - 2] {
+            for event in 0..8u32 {
+                let flat = ring(start);
+                flat.store(REQ_PROD, start.wrapping_add(4));
+                let mut back = Back::attach(&flat, SMALL).unwrap();
+                for count in [1, 2, 1] {
+                    let old = back.published.wrapping_sub(start);
+                    flat.store(RSP_EVENT, start.wrapping_add(event));
+                    for _ in 0..count {
+                        assert_eq!(back.take(&mut [0; 16]), Ok(true));
+                        back.put(&[0; 16]);
+                    }
+                    assert_eq!(back.publish(), (old + 1..=old + count).contains(&event), "{event} after {old}");
+                    assert!(!back.publish(), "nothing new");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn publish_looks_at_the_event_after_the_barrier() {
+        let flat = ring(0);
+        flat.store(REQ_PROD, 1);
+        flat.store(RSP_EVENT, 0x7000_0000);
+        let memory = Watched::new(&flat);
+        let mut back = Back::attach(&memory, SMALL).unwrap();
+        assert_eq!(back.take(&mut [0; 16]), Ok(true));
+        back.put(&[0; 16]);
+        memory.at_fence(|flat| {
+            assert_eq!(flat.load(RSP_PROD), 1);
+            flat.store(RSP_EVENT, 1);
+        });
+        assert!(back.publish());
+        // And the frontend's.
+        let flat = ring(0);
+        flat.store(REQ_EVENT, 0x7000_0000);
+        let memory = Watched::new(&flat);
+        memory.at_fence(|flat| {
+            assert_eq!(flat.load(REQ_PROD), flat.load(RSP_PROD) + 1);
+            flat.store(REQ_EVENT, 1);
+        });
+        let mut front = Front { memory: &memory, ..self::front(&flat, 0).with(&memory) };
+        front.put(&[0; 16]);
+        assert!(front.publish());
+    }
+
+    impl<'a> Front<&'a Flat<BYTES>> {
+        fn with<'w>(self, memory: &'w Watched<'a>) -> Front<&'w Watched<'a>> {
+            let Front { shape, req_prod, published, rsp_cons, rsp_prod, .. } = self;
+            Front { memory, shape, req_prod, published, rsp_cons, rsp_prod }
+        }
+    }
+
+    #[test]
+    fn rearm_looks_after_the_barrier() {
+        let flat = ring(9);
+        let memory = Watched::new(&flat);
+        let mut back = Back::attach(&memory, SMALL).unwrap();
+        assert_eq!(back.rearm(), Ok(false));
+        assert_eq!(flat.load(REQ_EVENT), 10);
+        memory.at_fence(|flat| {
+            assert_eq!(flat.load(REQ_EVENT), 10);
+            flat.store(REQ_PROD, 10);
+        });
+        assert_eq!(back.rearm(), Ok(true));
+        assert_eq!(back.take(&mut [0; 16]), Ok(true));
+        // And the frontend's.
+        let flat = ring(9);
+        let memory = Watched::new(&flat);
+        let mut front = front(&flat, 9).with(&memory);
+        front.put(&[0; 16]);
+        assert!(front.publish());
+        flat.store(RSP_EVENT, 0);
+        memory.at_fence(|flat| {
+            assert_eq!(flat.load(RSP_EVENT), 10);
+            flat.store(RSP_PROD, 10);
+        });
+        assert_eq!(front.rearm(), Ok(true));
+        assert_eq!(front.take(&mut [0; 16]), Ok(true));
+    }
+
+    #[test]
+    fn rearm_knows_of_requests_not_taken() {
+        let flat = ring(0);
+        flat.store(REQ_PROD, 2);
+        let mut back = Back::attach(&flat, SMALL).unwrap();
+        assert_eq!((back.rearm(), flat.load(REQ_EVENT)), (Ok(true), 1));
+        assert_eq!(back.take(&mut [0; 16]), Ok(true));
+        assert_eq!((back.rearm(), flat.load(REQ_EVENT)), (Ok(true), 1));
+        assert_eq!(back.take(&mut [0; 16]), Ok(true));
+        assert_eq!((back.rearm(), flat.load(REQ_EVENT)), (Ok(false), 3));
+    }
+
+    #[test]
+    fn a_backend_cannot_answer_what_was_not_asked() {
+        for start in [0, u32::MAX] {
+            let flat = ring(start);
+            let mut front = front(&flat, start);
+            flat.store(RSP_PROD, start.wrapping_add(1));
+            assert_eq!(front.take(&mut [0; 16]), Err(Overrun));
+            assert_eq!(front.rearm(), Err(Overrun));
+            front.put(&[0; 16]);
+            front.put(&[0; 16]);
+            assert_eq!(front.take(&mut [0; 16]), Err(Overrun), "put, but not shown");
+            let _ = front.publish();
+            assert_eq!(front.take(&mut [0; 16]), Ok(true));
+            flat.store(RSP_PROD, start);
+            assert_eq!(front.take(&mut [0; 16]), Err(Overrun), "backward");
+            flat.store(RSP_PROD, start.wrapping_add(3));
+            assert_eq!(front.take(&mut [0; 16]), Err(Overrun), "one too many");
+        }
+    }
+
+    #[test]
+    #[should_panic]
+    fn no_response_without_a_request() {
+        Back::attach(&ring(0), SMALL).unwrap().put(&[0; 16]);
+    }
+
+    #[test]
+    #[should_panic]
+    fn no_request_without_a_slot() {
+        let flat = ring(0);
+        let mut front = front(&flat, 0);
+        (0..5).for_each(|_| front.put(&[0; 16]));
+    }
+
+    /// Two honest halves in random order, across the wrap: everything arrives once and in order, and a half that went
+    /// to sleep after `rearm` is always notified.
+    #[test]
+    fn honest_halves_lose_nothing() {
+        for seed in 1..200u32 {
+            let start = 0u32.wrapping_sub(seed % 40);
+            let flat = ring(start);
+            let (mut front, mut back) = (front(&flat, start), Back::attach(&flat, SMALL).unwrap());
+            let (mut asked, mut answered, mut held) = (0u32, 0u32, VecDeque::new());
+            let (mut back_sleeps, mut front_sleeps) = (false, false);
+            let mut state = seed;
+            let mut buffer = [0; 16];
+            for _ in 0..2000 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                match state >> 29 {
+                    0 | 1 if front.free() > 0 => {
+                        front.put(&[asked.to_le_bytes(), [0; 4], [0; 4], [0; 4]].concat());
+                        asked += 1;
+                    }
+                    2 => {
+                        let news = front.published != front.req_prod;
+                        let notify = front.publish();
+                        assert!(!back_sleeps || notify == news, "a lost wake-up");
+                        back_sleeps &= !notify;
+                    }
+                    3 if !back_sleeps => {
+                        if back.take(&mut buffer).unwrap() {
+                            held.push_back(buffer);
+                        } else {
+                            back_sleeps = !back.rearm().unwrap();
+                        }
+                    }
+                    4 => {
+                        if let Some(request) = held.pop_front() {
+                            back.put(&request);
+                        }
+                    }
+                    5 => {
+                        let news = back.published != back.rsp_prod;
+                        let notify = back.publish();
+                        assert!(!front_sleeps || notify == news, "a lost wake-up");
+                        front_sleeps &= !notify;
+                    }
+                    6 if !front_sleeps => {
+                        if front.take(&mut buffer).unwrap() {
+                            assert_eq!(buffer[..4], answered.to_le_bytes());
+                            answered += 1;
+                        } else {
+                            front_sleeps = !front.rearm().unwrap();
+                        }
+                    }
+                    _ => {}
+                }
+                assert_eq!(held.len(), back.taken() as usize);
+                assert_eq!(front.outstanding(), asked - answered);
+            }
+            assert!(answered > 50, "{answered}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_the_private_words_is_touched() {
+        let flat = ring(0);
+        flat.write(16, &[0xa5; 48]);
+        flat.store(REQ_PROD, 4);
+        let mut back = Back::attach(&flat, SMALL).unwrap();
+        while back.take(&mut [0; 16]).unwrap() {
+            back.put(&[0xff; 16]);
+        }
+        let _ = (back.publish(), back.rearm());
+        let mut words = Vec::from([0; 48]);
+        flat.read(16, &mut words);
+        assert_eq!(words, [0xa5; 48]);
+        flat.read(64 + 64, &mut words);
+        assert_eq!(words, [0; 48], "behind the last slot");
+    }
+}
