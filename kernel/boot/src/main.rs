@@ -1,2 +1,90 @@
+//! The image: from the domain builder to `kernel::run`. See the library for its layout; here is what needs `unsafe`.
 #![no_std]
 #![no_main]
+#![allow(unsafe_code)]
+
+extern crate alloc;
+
+mod clock;
+mod console;
+mod entry;
+mod epitaph;
+mod events;
+mod grants;
+mod heap;
+mod hypercall;
+mod idt;
+mod machine;
+mod paging;
+mod window;
+
+use boot::map::PAGE;
+use boot::shared::Shared;
+use xen::page::Page;
+use xen::port::{Instant, Port, Xen};
+use xen_sys::hvm::{HVM_PARAM_CONSOLE_EVTCHN, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_STORE_EVTCHN, HVM_PARAM_STORE_PFN};
+use xen_sys::memory::XENMAPSPACE_shared_info;
+
+use crate::machine::Machine;
+
+/// Called once, by `entry`, on the main stack.
+extern "C" fn start(start_info: u64) -> ! {
+    idt::load();
+    let found = hypercall::find();
+    let parameter = |index| hypercall::parameter(index).expect("a PVH domain has a console and a store");
+    let (console, store) = (parameter(HVM_PARAM_CONSOLE_PFN), parameter(HVM_PARAM_STORE_PFN));
+    let console_port = Port(parameter(HVM_PARAM_CONSOLE_EVTCHN) as u32);
+    let store_port = Port(parameter(HVM_PARAM_STORE_EVTCHN) as u32);
+
+    // SAFETY: this is the value of ebx, and nothing has been written since but the image's own data.
+    let start = unsafe { entry::Start::read(start_info) };
+    // SAFETY: the first tables are in use, and what start_info pointed to has been copied.
+    let space = unsafe { paging::enter(&start.map, &[console, store]) };
+    // SAFETY: `free` leaves out what is used: the image with the stacks, and the tables.
+    space.free(&start.map, &mut |range| unsafe { heap::give(range) });
+
+    // SAFETY: the frames are pages the builder made for this, and `enter` has mapped them.
+    let [console, store] = [console, store].map(|frame| unsafe { &*((frame * PAGE) as *const Page) });
+    console::open(console, console_port);
+
+    let shared = space.shared.start;
+    // SAFETY: a hole that `enter` keeps for this.
+    unsafe { paging::place(XENMAPSPACE_shared_info, 0, shared) }.expect("Xen gives every domain a shared page");
+    // SAFETY: the page is there now, and `Shared` has its layout.
+    let shared: &'static Shared = unsafe { &*(shared as *const Shared) };
+    clock::open(&shared.vcpus[0].time);
+
+    let command_line = alloc::string::String::from_utf8_lossy(&start.command_line).into_owned().leak();
+    let level = boot::options::level(command_line);
+    console::log(level.unwrap_or(log::LevelFilter::Info));
+    if let Err(word) = level {
+        log::warn!("boot: loglevel={word} is not error, warn, info, debug or trace");
+    }
+
+    let table = space.shared.start + PAGE;
+    let room = ((space.shared.end - table) / PAGE) as u32;
+    let machine = Machine {
+        events: events::Events::new(shared, console_port).expect("every Xen has event channels"),
+        // SAFETY: these holes are kept for the table, those below for the window, and both are used only here.
+        grants: unsafe { grants::Grants::new(table, room) }.expect("every Xen has grant tables"),
+        // SAFETY: as above.
+        window: unsafe { window::Window::new(space.window.clone()) },
+        store: (store, store_port),
+    };
+    let (used, total) = heap::memory();
+    let (major, minor) = found.version;
+    log::info!("boot: Xen {major}.{minor}, domain {:?}, heap {} KiB of {} KiB", found.domain, used / 1024, total / 1024);
+    for region in start.map.regions() {
+        log::info!("boot: memory {:#x}-{:#x} {}", region.at.start, region.at.end, if region.ram { "RAM" } else { "reserved" });
+    }
+    log::info!("boot: command line '{command_line}', window {:#x}-{:#x}", space.window.start, space.window.end);
+    for i in 0..5 {
+        let until = Instant(machine.now().0 + 100_000_000);
+        while machine.now() < until {
+            machine.wait(Some(until));
+            machine.take_events(&mut |port| log::info!("event {port:?}"));
+        }
+        log::info!("boot: slept {i}, late by {} ns", machine.now().0 - until.0);
+    }
+    machine.stop(xen::port::Stop::Poweroff)
+}

@@ -1,0 +1,188 @@
+//! Exceptions and the one interrupt. An exception is our own fault and ends in an epitaph, on a stack of its own; the
+//! interrupt is Xen's upcall and does nothing but end a `hlt`.
+
+use core::arch::{asm, global_asm, naked_asm};
+use core::cell::UnsafeCell;
+
+use crate::{epitaph, paging};
+
+/// The vector of Xen's upcall; any that is not the processor's own.
+pub const UPCALL: u8 = 0x20;
+
+const CODE: u16 = 8;
+const DATA: u16 = 16;
+const TASK: u16 = 24;
+
+/// Which stack of the task state segment an exception takes: the second for what may come while another is told
+/// (NMI, double fault, machine check).
+const fn stack(vector: usize) -> u64 {
+    match vector {
+        2 | 8 | 18 => 2,
+        _ => 1,
+    }
+}
+
+/// What was in the registers; the lower part pushed by `exception_entry`, the upper by the processor.
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Frame {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rbp: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rbx: u64,
+    pub rax: u64,
+    pub vector: u64,
+    pub error: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+// A stub of 16 bytes per vector. The processor pushes an error code for those in the mask; for the others the stub
+// pushes a zero, so that there is one frame. The pushes come to 176 bytes: the call finds the stack aligned.
+global_asm!(
+    r#"
+    .section .text.exceptions, "ax"
+    .balign 16
+exceptions:
+    .set vector, 0
+    .rept 32
+    .balign 16
+    .if ((0x60227d00 >> vector) & 1) == 0
+    pushq $0
+    .endif
+    pushq $vector
+    jmp exception_entry
+    .set vector, vector + 1
+    .endr
+exception_entry:
+    pushq %rax
+    pushq %rbx
+    pushq %rcx
+    pushq %rdx
+    pushq %rsi
+    pushq %rdi
+    pushq %rbp
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, %rdi
+    cld
+    call {fault}
+    ud2
+    "#,
+    fault = sym fault,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    static exceptions: u8;
+}
+
+extern "C" fn fault(frame: &Frame) -> ! {
+    let address: u64;
+    // SAFETY: reading CR2 has no effect.
+    unsafe { asm!("mov {}, cr2", out(reg) address, options(nomem, nostack, preserves_flags)) };
+    epitaph::fault(frame, address)
+}
+
+/// Xen raises the upcall as long as its flag in the shared page is set and interrupts are on. So the stub returns with
+/// interrupts off, whatever they were: the flag is for `take_events`.
+#[unsafe(naked)]
+extern "C" fn upcall() {
+    naked_asm!("and qword ptr [rsp + 16], {}", "iretq", const !0x200i32)
+}
+
+/// Tables of the processor: written once at the start, then only read by it.
+struct Fixed<T>(UnsafeCell<T>);
+
+// SAFETY: written only in `load`, by the one vCPU there is then.
+unsafe impl<T> Sync for Fixed<T> {}
+
+static GDT: Fixed<[u64; 5]> = Fixed(UnsafeCell::new([0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0, 0]));
+static TSS: Fixed<[u32; 26]> = Fixed(UnsafeCell::new([0; 26]));
+static IDT: Fixed<[[u64; 2]; 256]> = Fixed(UnsafeCell::new([[0; 2]; 256]));
+
+/// A gate to `handler`, with interrupts off.
+fn gate(handler: u64, stack: u64) -> [u64; 2] {
+    let present_interrupt_gate = 0x8e << 40;
+    let low = handler & 0xffff | u64::from(CODE) << 16 | stack << 32 | present_interrupt_gate;
+    [low | (handler >> 16 & 0xffff) << 48, handler >> 32]
+}
+
+/// The operand of `lgdt` and `lidt`.
+#[repr(C, packed)]
+struct Pointer {
+    limit: u16,
+    base: u64,
+}
+
+/// Loads segments, the task state with the stacks, and the handlers.
+pub fn load() {
+    let [_, fault_stack, double_stack] = paging::stacks();
+    let (gdt, tss, idt) = (GDT.0.get(), TSS.0.get(), IDT.0.get());
+    let task = tss as u64;
+    // SAFETY: nothing else refers to the three tables before they are loaded, below.
+    unsafe {
+        for (slot, top) in [(9, fault_stack.end), (11, double_stack.end)] {
+            (*tss)[slot] = top as u32;
+            (*tss)[slot + 1] = (top >> 32) as u32;
+        }
+        // No I/O permission map: its offset is the end of the segment.
+        (*tss)[25] = 104 << 16;
+        (*gdt)[3] = 103 | (task & 0xff_ffff) << 16 | 0x89 << 40 | (task >> 24 & 0xff) << 56;
+        (*gdt)[4] = task >> 32;
+        for (vector, entry) in (*idt).iter_mut().take(32).enumerate() {
+            *entry = gate(&raw const exceptions as u64 + 16 * vector as u64, stack(vector));
+        }
+        (*idt)[UPCALL as usize] = gate(upcall as *const () as u64, 0);
+    }
+    let gdt = Pointer { limit: size_of::<[u64; 5]>() as u16 - 1, base: gdt as u64 };
+    let idt = Pointer { limit: size_of::<[[u64; 2]; 256]>() as u16 - 1, base: idt as u64 };
+    // SAFETY: the tables are complete and live for ever; code and data segment are what they were at the start.
+    unsafe {
+        asm!(
+            "lgdt [{gdt}]",
+            "push {code}",
+            "lea {scratch}, [rip + 2f]",
+            "push {scratch}",
+            "retfq",
+            "2:",
+            "mov ss, {data:e}",
+            "mov ds, {data:e}",
+            "mov es, {data:e}",
+            "ltr {task:x}",
+            "lidt [{idt}]",
+            gdt = in(reg) &raw const gdt,
+            idt = in(reg) &raw const idt,
+            code = const CODE,
+            data = in(reg) u32::from(DATA),
+            task = in(reg) TASK,
+            scratch = out(reg) _,
+        );
+    }
+}
+
+/// Sleeps until the upcall. Between `sti` and `hlt` the processor takes no interrupt, so one that was due before is
+/// not lost: it ends the `hlt`.
+pub fn sleep() {
+    // SAFETY: the only interrupt that can come is the upcall, which changes nothing but the flag in the saved rflags.
+    unsafe { asm!("sti", "hlt", "cli") };
+}

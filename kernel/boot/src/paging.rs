@@ -1,0 +1,123 @@
+//! Our address space: every page at its own physical address, code not writable, all else not executable, no page
+//! where null points and none under a stack; above all RAM a place for pages that are not ours.
+
+use core::arch::asm;
+use core::arch::x86_64::__cpuid;
+use core::ops::Range;
+
+use boot::map::{LARGE, Map, PAGE};
+use boot::tables::{Access, Table, Tables};
+use xen::port::Refused;
+use xen_sys::memory::{XENMEM_add_to_physmap, xen_add_to_physmap};
+use xen_sys::xen::DOMID_SELF;
+
+use crate::hypercall;
+
+/// Pages of other domains that can be mapped at a time.
+pub const WINDOW_PAGES: u64 = 8192;
+
+/// The first tables map this much; ours must lie in it.
+const REACH: u64 = 1 << 30;
+
+// Places the linker script names.
+unsafe extern "C" {
+    static image_start: u8;
+    static text_start: u8;
+    static text_end: u8;
+    static image_end: u8;
+    static main_guard: u8;
+    static main_bottom: u8;
+    static main_top: u8;
+    static fault_guard: u8;
+    static fault_bottom: u8;
+    static fault_top: u8;
+    static double_guard: u8;
+    static double_bottom: u8;
+    static double_top: u8;
+}
+
+/// The three stacks: where we run, where a fault is told, where a fault in that is told.
+pub fn stacks() -> [Range<u64>; 3] {
+    [
+        &raw const main_bottom as u64..&raw const main_top as u64,
+        &raw const fault_bottom as u64..&raw const fault_top as u64,
+        &raw const double_bottom as u64..&raw const double_top as u64,
+    ]
+}
+
+/// The unmapped pages under the stacks.
+pub fn guards() -> [Range<u64>; 3] {
+    [&raw const main_guard, &raw const fault_guard, &raw const double_guard].map(|g| g as u64..g as u64 + PAGE)
+}
+
+/// Our code.
+pub fn text() -> Range<u64> {
+    &raw const text_start as u64..&raw const text_end as u64
+}
+
+fn image() -> Range<u64> {
+    &raw const image_start as u64..&raw const image_end as u64
+}
+
+/// What lies where, once [`enter`] has run.
+pub struct Space {
+    tables: Range<u64>,
+    /// Holes for pages Xen shares with us: the shared page, the grant table.
+    pub shared: Range<u64>,
+    /// Holes for pages of other domains.
+    pub window: Range<u64>,
+}
+
+/// Enters an address space of our own. `special` are the frames of pages outside RAM that the builder made for us.
+///
+/// # Safety
+/// The first tables are in use, `map` is the machine's, and no memory outside the image is in use, not even what
+/// start_info pointed to.
+pub unsafe fn enter(map: &Map, special: &[u64]) -> Space {
+    let bits = __cpuid(0x8000_0008).eax & 0xff;
+    let holes = map.hole(LARGE + WINDOW_PAGES * PAGE, 1 << bits).expect("no room above RAM for pages of other domains");
+    let shared = holes.start..holes.start + LARGE;
+    let window = shared.end..holes.end;
+
+    let mut ranges = heapless::Vec::<Range<u64>, 64>::new();
+    let wanted = map.ram().chain([holes]).chain(special.iter().map(|frame| frame * PAGE..(frame + 1) * PAGE));
+    wanted.for_each(|range| ranges.push(range).expect("too many regions"));
+    let rodata = image().start..text().start;
+    let parts = [(0..PAGE, Access::Nothing), (rodata, Access::Read), (text(), Access::Execute)];
+    let parts = parts.into_iter().chain(guards().map(|guard| (guard, Access::Nothing)));
+
+    let count = Tables::needed(&ranges, parts.clone().count());
+    let bytes = count as u64 * PAGE;
+    let place = map.room(bytes, &[0..PAGE, image()], REACH).expect("no room for page tables");
+    // SAFETY: the place is RAM that nothing else uses (caller), mapped by the first tables, and page-aligned.
+    let pool = unsafe {
+        core::ptr::write_bytes(place.start as *mut u8, 0, bytes as usize);
+        core::slice::from_raw_parts_mut(place.start as *mut Table, count)
+    };
+    let mut tables = Tables::new(pool);
+    ranges.into_iter().for_each(|range| tables.set(range, Access::Write));
+    parts.for_each(|(range, access)| tables.set(range, access));
+
+    // SAFETY: the new tables map the image, the stack and all we know of at the same addresses as before, with the
+    // access each has by the linker script.
+    unsafe { asm!("mov cr3, {}", in(reg) tables.root(), options(nostack, preserves_flags)) };
+    Space { tables: place, shared, window }
+}
+
+impl Space {
+    /// Calls `each` with every piece of RAM that is nobody's.
+    pub fn free(&self, map: &Map, each: &mut dyn FnMut(Range<u64>)) {
+        map.free(&[0..PAGE, image(), self.tables.clone()], each);
+    }
+}
+
+/// Has Xen put a page of its own (`XENMAPSPACE_*` and index) at `address`.
+///
+/// # Safety
+/// `address` must be a hole that is ours to fill.
+pub unsafe fn place(space: u32, index: u64, address: u64) -> Result<(), Refused> {
+    let mut argument =
+        xen_add_to_physmap { domid: DOMID_SELF, size: 0, space, idx: index, gpfn: address / PAGE };
+    // SAFETY: the operation takes this structure; a hole has nothing to lose.
+    unsafe { hypercall::memory(XENMEM_add_to_physmap, &mut argument) }.map(|_| ())
+}
