@@ -1,1 +1,18 @@
+//! Disks: what a toolstack's name opens, and how its sectors are read and written.
+//!
+//! # Layout
+//! - [`disk`]: the words: what a disk is, what may be asked of it, how it says no
+//! - [`target`]: the names of disks, and the errors of opening one
+//! - [`stack`]: a name becomes an opened disk; the only place that knows which devices there are
+//! - [`partition`]: GPT partitions as runs of sectors
+//! - [`device`]: a disk in our memory; a lower disk behind a ring of our own
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod device;
+pub mod disk;
+pub mod partition;
+pub mod stack;
+pub mod target;

@@ -1,1 +1,132 @@
+//! What the domain does: it finds the disks a toolstack attaches, opens what they name, and serves their guests.
+//!
+//! The same code runs in the image (package `boot`) and on the in-memory hypervisor of the tests (package `sim`).
+//!
+//! # Layout
+//! - [`attach`]: directories in xenstore become disks
+//! - [`vbd`]: one disk: handshake, properties, end
+//! - [`queue`]: its ring: turns, back-pressure, events
+//! - [`request`]: one request from its parsing to its answer
+//! - [`stats`], [`report`]: what happened, and what is told of it
+//! - [`power`]: poweroff and reboot
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+use alloc::rc::Rc;
+use core::cell::Cell;
+
+use drivers::device::lowers::Lowers;
+use xen::domain::Domain;
+use xen::port::{Instant, Stop, Xen};
+use xen::store::Store;
+use xen::sync::Signal;
+
+pub mod attach;
+pub mod power;
+pub mod queue;
+pub mod report;
+pub mod request;
+pub mod stats;
+pub mod vbd;
+
+/// What all tasks of the domain share.
+pub struct Shared<X: Xen> {
+    /// The hypervisor and the executor.
+    pub domain: Rc<Domain<X>>,
+    /// Xenstore.
+    pub store: Store<X>,
+    /// The disks below us.
+    pub lowers: Rc<Lowers<X>>,
+    /// The disks we serve.
+    pub vbds: attach::Vbds,
+    /// Errors told.
+    pub errors: report::Errors,
+    /// Raised when what we hold may have changed for a while.
+    pub held_changed: Signal,
+    stop: Cell<Option<Stop>>,
+}
+
+/// The running domain.
+pub struct Tapdom<X: Xen>(Rc<Shared<X>>);
+
+/// What a turn came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Something ran; there may be more.
+    Busy,
+    /// Nothing to do before an event, or before this moment.
+    Idle(Option<Instant>),
+    /// The domain is to end.
+    Stop(Stop),
+}
+
+/// Tasks polled between two looks at events.
+const TASKS_PER_TURN: usize = 32;
+
+/// Starts the domain's tasks; nothing runs before the first turn.
+pub fn start<X: Xen>(xen: X) -> Tapdom<X> {
+    let domain = Domain::new(xen);
+    let store = Store::connect(&domain);
+    let lowers = Lowers::new(&domain, &store);
+    let shared = Rc::new(Shared {
+        domain: domain.clone(),
+        store,
+        lowers,
+        vbds: attach::Vbds::default(),
+        errors: report::Errors::default(),
+        held_changed: Signal::default(),
+        stop: Cell::new(None),
+    });
+    let (exec, all_seen) = (&domain.exec, Rc::new(Signal::default()));
+    exec.spawn(shared.lowers.clone().run());
+    exec.spawn(power::run(shared.clone()));
+    exec.spawn(attach::run(shared.clone(), all_seen.clone()));
+    let last = shared.clone();
+    exec.spawn(async move {
+        all_seen.wait().await;
+        last.lowers.settled().await;
+        if let Err(reason) = report::ready(&last).await {
+            log::error!("data/ready: xenstore: {reason:?}");
+        }
+        report::counters(last).await;
+    });
+    Tapdom(shared)
+}
+
+impl<X: Xen> Tapdom<X> {
+    /// Hands out events and lets some ready tasks run, in the order `choose` wants (it names one of so many).
+    pub fn turn_with(&self, choose: &mut dyn FnMut(usize) -> usize) -> Turn {
+        let domain = &self.0.domain;
+        domain.look();
+        let ran = (0..TASKS_PER_TURN).take_while(|_| domain.exec.turn(choose)).count();
+        match (self.0.stop.get(), ran) {
+            (Some(stop), _) => Turn::Stop(stop),
+            (None, 0) => Turn::Idle(domain.timers.next()),
+            (None, _) => Turn::Busy,
+        }
+    }
+
+    /// As [`turn_with`](Tapdom::turn_with), first come, first served.
+    pub fn turn(&self) -> Turn {
+        self.turn_with(&mut |_| 0)
+    }
+
+    /// What we hold of the hypervisor.
+    pub fn held(&self) -> &xen::domain::Held {
+        &self.0.domain.held
+    }
+}
+
+/// Runs the domain to its end.
+pub fn run<X: Xen>(xen: X) -> ! {
+    let tapdom = start(xen);
+    loop {
+        match tapdom.turn() {
+            Turn::Busy => {}
+            Turn::Idle(until) => tapdom.0.domain.xen.wait(until),
+            Turn::Stop(stop) => tapdom.0.domain.xen.stop(stop),
+        }
+    }
+}

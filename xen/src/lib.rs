@@ -7,5 +7,14 @@
 
 extern crate alloc;
 
+pub mod domain;
+pub mod event;
+pub mod exec;
+pub mod grant;
+pub mod limits;
 pub mod page;
+pub mod pool;
 pub mod port;
+pub mod store;
+pub mod sync;
+pub mod trace;

@@ -1,0 +1,306 @@
+//! A lower disk: a frontend of our own, as the toolstack gave it to this domain (`disk=` of its configuration).
+//!
+//! It connects when its backend is there, follows the backend when the disk grows, and lets go in the order that
+//! keeps pages out of a backend's hands: nothing new, what is in flight answered, Closed said on both sides, then the
+//! ring ends.
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::{Cell, OnceCell, RefCell};
+use core::future::poll_fn;
+
+use embassy_futures::select::{Either, select};
+use protocol::blkif::{INFO_READONLY, keys};
+use protocol::number;
+use protocol::xenbus::{Front, FrontDo, FrontSeen, State};
+use protocol::xenstore::Reason;
+use xen::domain::Domain;
+use xen::limits::RING_ORDER;
+use xen::pool::Pool;
+use xen::port::{DomId, Xen};
+use xen::store::Store;
+use xen::sync::Bell;
+
+use super::link::{Link, Offer};
+use super::lowers::Pools;
+use crate::disk::{Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, within};
+
+/// Where a lower disk is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// The backend is not there yet.
+    Connecting,
+    /// It works.
+    Ready,
+    /// It is over; a disk of the same name that comes later is another one.
+    Over,
+}
+
+/// The disk.
+pub struct Blkfront<X: Xen> {
+    domain: Rc<Domain<X>>,
+    store: Store<X>,
+    device: u32,
+    /// Our directory, relative to our own home.
+    home: String,
+    link: RefCell<Option<Rc<Link<X>>>>,
+    pool: OnceCell<Rc<Pool<X>>>,
+    info: Cell<Info>,
+    life: Cell<Life>,
+    /// Rung when its life or its size changed.
+    pub changed: Bell,
+}
+
+impl<X: Xen> Blkfront<X> {
+    /// A disk that is not connected yet; [`run`](Blkfront::run) does that.
+    pub fn new(domain: &Rc<Domain<X>>, store: &Store<X>, device: u32) -> Rc<Self> {
+        let info = Info { sectors: 0, physical_bytes: SECTOR_BYTES as u32, read_only: true, flush: false, discard: None };
+        Rc::new(Blkfront {
+            domain: domain.clone(),
+            store: store.clone(),
+            device,
+            home: format!("device/vbd/{device}"),
+            link: RefCell::default(),
+            pool: OnceCell::new(),
+            info: Cell::new(info),
+            life: Cell::new(Life::Connecting),
+            changed: Bell::default(),
+        })
+    }
+
+    /// Where it is in its life.
+    pub fn life(&self) -> Life {
+        self.life.get()
+    }
+
+    /// Waits until it is ready or over.
+    pub async fn settled(&self) {
+        let mut heard = self.changed.rung();
+        while self.life() == Life::Connecting {
+            poll_fn(|cx| self.changed.poll(&mut heard, cx)).await;
+        }
+    }
+
+    fn set_life(&self, life: Life) {
+        self.life.set(life);
+        self.changed.ring();
+    }
+
+    /// Looks after the disk as long as it lives. One task runs this.
+    pub async fn run(self: Rc<Self>, pools: Rc<Pools<X>>) {
+        if let Err(reason) = self.live(&pools).await {
+            log::error!("lower disk {}: xenstore: {reason:?}", self.device);
+        }
+        self.let_go();
+        self.set_life(Life::Over);
+        log::info!("lower disk {} is gone", self.device);
+    }
+
+    async fn live(self: &Rc<Self>, pools: &Pools<X>) -> Result<(), Reason> {
+        let backend = self.store.read(&format!("{}/backend", self.home)).await?;
+        let id = self.store.read(&format!("{}/backend-id", self.home)).await?;
+        let id = DomId(number::u16(&id).ok_or(Reason::Invalid)?);
+        let state = format!("{backend}/state");
+        let watch = self.store.watch(&state, &state).await?;
+        let mut front = Front::new();
+        loop {
+            let own = self.state(&format!("{}/state", self.home)).await?;
+            match front.step(FrontSeen { own, back: self.state(&state).await? }) {
+                FrontDo::Nothing => {}
+                FrontDo::Connect => match self.connect(&backend, id, pools).await? {
+                    true => front.offered(),
+                    false => return self.say(State::Closed).await,
+                },
+                FrontDo::Connected => {
+                    self.info.set(self.read_info(&backend).await?);
+                    self.say(State::Connected).await?;
+                    front.connected();
+                    self.set_life(Life::Ready);
+                    let info = self.info.get();
+                    log::info!("lower disk {} is ready: {} sectors, {info:?}", self.device, info.sectors);
+                }
+                FrontDo::Resized => {
+                    self.info.set(self.read_info(&backend).await?);
+                    self.changed.ring();
+                }
+                FrontDo::Close => return self.close(&state).await,
+                // The directory is another disk's already; its own task begins once this one is over.
+                FrontDo::Restart => return Ok(()),
+            }
+            let link = self.link.borrow().clone();
+            match link {
+                Some(link) => {
+                    if let Either::Second(()) = select(watch.next(), link.broken.wait()).await {
+                        return self.close(&state).await;
+                    }
+                }
+                None => drop(watch.next().await),
+            }
+        }
+    }
+
+    /// Says our state, unless our directory is gone: writing there would bring half of it back.
+    async fn say(&self, state: State) -> Result<(), Reason> {
+        let node = format!("{}/state", self.home);
+        match self.state(&node).await? {
+            Some(_) => self.store.write(&node, state.text()).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn state(&self, node: &str) -> Result<Option<State>, Reason> {
+        Ok(self.store.read_if_there(node).await?.map(State::parse))
+    }
+
+    /// A number in the backend's directory; absent or nonsense is `None`.
+    async fn number(&self, backend: &str, key: &str) -> Result<Option<u64>, Reason> {
+        let text = self.store.read_if_there(&format!("{backend}/{key}")).await?;
+        Ok(text.and_then(number::u64))
+    }
+
+    async fn connect(self: &Rc<Self>, backend: &str, id: DomId, pools: &Pools<X>) -> Result<bool, Reason> {
+        let order = self.number(backend, keys::MAX_RING_PAGE_ORDER).await?.unwrap_or(0).min(u64::from(RING_ORDER));
+        let indirect = self.number(backend, keys::FEATURE_MAX_INDIRECT_SEGMENTS).await?.unwrap_or(0);
+        let offer = Offer {
+            backend: id,
+            // The device number's low half, as Linux sends it; a backend knows the disk by its ring.
+            handle: self.device as u16,
+            pages: 1 << order,
+            segments_indirect: indirect.min(u64::from(u32::MAX)) as u32,
+        };
+        let link = pools.pool(id).and_then(|pool| Ok((Link::new(&self.domain, pool.clone(), offer)?, pool)));
+        let (link, pool) = match link {
+            Ok((link, pool)) => (Rc::new(link), pool),
+            Err(no) => {
+                log::error!("lower disk {}: no ring: {no:?}", self.device);
+                return Ok(false);
+            }
+        };
+        // A second connection keeps the pool of the first: it belongs to the same backend domain.
+        let _ = self.pool.set(pool);
+        self.link.replace(Some(link.clone()));
+        let refs: Vec<u32> = link.ring_refs().collect();
+        let write = async |store: &Store<X>| {
+            if let [only] = refs[..] {
+                store.write(&format!("{}/{}", self.home, keys::RING_REF), &number::text(only.into())).await?;
+            } else {
+                for (i, ring_ref) in refs.iter().enumerate() {
+                    let key = format!("{}/{}{i}", self.home, keys::RING_REF);
+                    store.write(&key, &number::text((*ring_ref).into())).await?;
+                }
+                let key = format!("{}/{}", self.home, keys::RING_PAGE_ORDER);
+                store.write(&key, &number::text(order)).await?;
+            }
+            let key = format!("{}/{}", self.home, keys::EVENT_CHANNEL);
+            store.write(&key, &number::text(link.port().into())).await?;
+            store.write(&format!("{}/{}", self.home, keys::PROTOCOL), keys::PROTOCOL_X86_64).await?;
+            store.write(&format!("{}/{}", self.home, keys::FEATURE_PERSISTENT), "1").await
+        };
+        self.store.transaction(write).await?;
+        let task = link.clone();
+        self.domain.exec.spawn(async move { task.run().await });
+        self.say(State::Initialised).await?;
+        Ok(true)
+    }
+
+    async fn read_info(&self, backend: &str) -> Result<Info, Reason> {
+        let number = async |key, absent| Ok::<_, Reason>(self.number(backend, key).await?.unwrap_or(absent));
+        let sectors = number(keys::SECTORS, 0).await?;
+        let sector_bytes = number(keys::SECTOR_SIZE, 512).await?;
+        let physical = number(keys::PHYSICAL_SECTOR_SIZE, sector_bytes).await?;
+        let discard = match number(keys::FEATURE_DISCARD, 0).await? {
+            0 => None,
+            _ => Some(Discard {
+                granularity_bytes: number(keys::DISCARD_GRANULARITY, sector_bytes).await?.try_into().unwrap_or(0),
+                alignment_bytes: number(keys::DISCARD_ALIGNMENT, 0).await?.try_into().unwrap_or(0),
+            }),
+        };
+        let discard = discard.filter(|d| d.granularity_bytes >= 512 && d.granularity_bytes.is_power_of_two());
+        if sector_bytes != SECTOR_BYTES as u64 {
+            log::error!("lower disk {}: blocks of {sector_bytes} bytes are not supported, only 512", self.device);
+        }
+        Ok(Info {
+            // A disk whose blocks we cannot address is shown as empty, and cannot be opened.
+            sectors: if sector_bytes == SECTOR_BYTES as u64 { sectors } else { 0 },
+            physical_bytes: u32::try_from(physical).ok().filter(|n| n.is_power_of_two() && *n >= 512).unwrap_or(512),
+            read_only: number(keys::INFO, 0).await? & u64::from(INFO_READONLY) != 0,
+            flush: number(keys::FEATURE_FLUSH_CACHE, 0).await? != 0,
+            discard,
+        })
+    }
+
+    /// Lets go in order, see the head of this file.
+    async fn close(&self, their_state: &str) -> Result<(), Reason> {
+        self.set_life(Life::Over);
+        let link = self.link.borrow().clone();
+        let Some(link) = link else { return self.say(State::Closed).await };
+        link.stop();
+        self.say(State::Closing).await?;
+        let watch = self.store.watch(their_state, their_state).await?;
+        let mut said = false;
+        loop {
+            let theirs = self.state(their_state).await?;
+            if matches!(theirs, None | Some(State::Closed | State::Unknown)) {
+                return self.say(State::Closed).await;
+            }
+            if link.in_flight() == 0 && !core::mem::replace(&mut said, true) {
+                self.say(State::Closed).await?;
+            }
+            // Answers come by event, not by xenstore: while some are due the clock looks.
+            let due = async {
+                match said {
+                    true => core::future::pending().await,
+                    false => self.domain.sleep(core::time::Duration::from_millis(20)).await,
+                }
+            };
+            select(watch.next(), due).await;
+        }
+    }
+
+    fn let_go(&self) {
+        if let Some(link) = self.link.take() {
+            link.end();
+        }
+    }
+
+    fn pool(&self) -> &Pool<X> {
+        self.pool.get().expect("a disk is opened only after it was connected")
+    }
+}
+
+impl<X: Xen> Device for Blkfront<X> {
+    fn info(&self) -> Info {
+        self.info.get()
+    }
+
+    async fn take(&self, _: u64, shape: impl ExactSizeIterator<Item = (u8, u8)>, into: &mut Vec<Piece>) {
+        let n = shape.len();
+        let mut shape = shape;
+        self.pool()
+            .take(n, |page| {
+                let (first, sectors) = shape.next().expect("as many as it said");
+                into.push(Piece { page, first, sectors });
+            })
+            .await
+    }
+
+    fn give(&self, pieces: &mut Vec<Piece>) {
+        pieces.drain(..).for_each(|piece| self.pool().put(piece.page));
+    }
+
+    async fn submit(&self, op: Op<'_>, sector: u64) -> Result<(), Error> {
+        let info = self.info.get();
+        within(sector, op.sectors(), info.sectors)?;
+        match op {
+            Op::Write(_) | Op::Discard { .. } if info.read_only => return Err(Error::ReadOnly),
+            Op::Discard { .. } if info.discard.is_none() => return Err(Error::Unsupported),
+            // Without a cache every answered write is durable.
+            Op::Flush if !info.flush => return Ok(()),
+            _ => {}
+        }
+        let link = self.link.borrow().clone();
+        link.ok_or(Error::Gone)?.submit(op, sector).await
+    }
+}

@@ -1,0 +1,282 @@
+//! The data path to a lower disk: one ring to its backend, and the requests on it.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::future::poll_fn;
+use core::task::{Poll, Waker};
+
+use protocol::blkif::{Answer, Ask, RESPONSE_BYTES, SEGMENTS_MAX, Layout, Segment, Status, Way, encode, encode_segments, SEGMENT_BYTES};
+use protocol::mem::Memory;
+use protocol::ring::{Front, Shape};
+use xen::domain::Domain;
+use xen::event::Channel;
+use xen::grant::Lent;
+use xen::limits::{REQUESTS_PER_LOWER, SEGMENTS_INDIRECT};
+use xen::page::{PageRef, Run, Span};
+use xen::pool::{NoPool, Pool};
+use xen::port::{Access, DomId, Xen};
+use xen::sync::{Credits, Signal};
+
+use crate::disk::{Error, Op, Piece, sectors};
+
+/// Requests with more segments than fit the ring entry in flight at once, each with a page of descriptors.
+const INDIRECT_IN_FLIGHT: usize = 32;
+
+/// A ring shared with a backend.
+pub struct Link<X: Xen> {
+    pool: Rc<Pool<X>>,
+    handle: u16,
+    ring: RefCell<Front<Span<PageRef>>>,
+    pages: Vec<Lent<X>>,
+    channel: Channel<X>,
+    slots: RefCell<Vec<Slot>>,
+    free: RefCell<Vec<usize>>,
+    credits: Credits,
+    descriptors: RefCell<Vec<Lent<X>>>,
+    descriptor_credits: Credits,
+    segments_max: usize,
+    put: Signal,
+    /// The backend does what no backend does; whoever looks after the disk is to close it.
+    pub broken: Signal,
+    state: Cell<State>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// Nothing new; what is in flight is awaited.
+    Stopped,
+    Ended,
+}
+
+enum Slot {
+    Free,
+    Sent(u8, Option<Waker>),
+    Done(Result<(), Error>),
+}
+
+/// What the backend offers that shapes the ring.
+#[derive(Clone, Copy)]
+pub struct Offer {
+    /// Its domain.
+    pub backend: DomId,
+    /// The disk's number as requests carry it.
+    pub handle: u16,
+    /// Ring pages to use.
+    pub pages: usize,
+    /// `feature-max-indirect-segments`, 0 if it has none.
+    pub segments_indirect: u32,
+}
+
+impl<X: Xen> Link<X> {
+    /// Makes a ring and grants it.
+    pub fn new(domain: &Rc<Domain<X>>, pool: Rc<Pool<X>>, offer: Offer) -> Result<Self, NoPool> {
+        let run = Run::new(offer.pages)?;
+        let lend = |page| Lent::new(domain, page, offer.backend, Access::ReadWrite);
+        let pages = (0..offer.pages).map(|i| lend(run.page(i))).collect::<Result<_, _>>()?;
+        let shape = Shape::new(offer.pages, Layout::X86_64.entry_bytes());
+        let ring = Front::init(Span((0..offer.pages).map(|i| run.page(i)).collect()), shape);
+        let indirect = offer.segments_indirect.min(u32::from(SEGMENTS_INDIRECT)) as usize;
+        let descriptors: Vec<_> = match indirect > SEGMENTS_MAX {
+            true => (0..INDIRECT_IN_FLIGHT).map(|_| lend(PageRef::alone()?).map_err(NoPool::from)).collect::<Result<_, _>>()?,
+            false => Vec::new(),
+        };
+        let slots = (shape.slots as usize).min(REQUESTS_PER_LOWER);
+        Ok(Link {
+            ring: RefCell::new(ring),
+            pages,
+            channel: Channel::offer(domain, offer.backend)?,
+            slots: RefCell::new((0..slots).map(|_| Slot::Free).collect()),
+            free: RefCell::new((0..slots).rev().collect()),
+            credits: Credits::new(slots),
+            descriptor_credits: Credits::new(descriptors.len()),
+            descriptors: RefCell::new(descriptors),
+            segments_max: indirect.max(SEGMENTS_MAX),
+            put: Signal::default(),
+            broken: Signal::default(),
+            state: Cell::new(State::Open),
+            handle: offer.handle,
+            pool,
+        })
+    }
+
+    /// The grants of the ring's pages, in order.
+    pub fn ring_refs(&self) -> impl Iterator<Item = u32> + '_ {
+        self.pages.iter().map(|lent| lent.grant().0)
+    }
+
+    /// The port offered to the backend.
+    pub fn port(&self) -> u32 {
+        self.channel.port().0
+    }
+
+    /// Moves requests out and answers in until the link has ended. One task runs this.
+    pub async fn run(&self) {
+        poll_fn(|cx| {
+            if self.state.get() == State::Ended {
+                return Poll::Ready(());
+            }
+            // Both are looked at: each must know whom to wake.
+            let (event, put) = (self.channel.poll(cx).is_ready(), self.put.poll(cx).is_ready());
+            if put && self.ring.borrow_mut().publish() {
+                self.channel.notify();
+            }
+            if event {
+                self.answers();
+            }
+            match event || put {
+                true => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Takes what was answered, and asks for an event at the next answer.
+    fn answers(&self) {
+        let mut entry = [0; RESPONSE_BYTES];
+        loop {
+            let taken = self.ring.borrow_mut().take(&mut entry);
+            match taken {
+                Ok(true) => self.answered(&Answer::parse(&entry)),
+                Ok(false) => match self.ring.borrow_mut().rearm() {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(_) => return self.distrust("its ring index makes no sense"),
+                },
+                Err(_) => return self.distrust("its ring index makes no sense"),
+            }
+        }
+    }
+
+    fn answered(&self, answer: &Answer) {
+        let mut slots = self.slots.borrow_mut();
+        let slot = usize::try_from(answer.id).ok().and_then(|id| slots.get_mut(id));
+        let Some(Slot::Sent(operation, waker)) = slot else {
+            drop(slots);
+            return self.distrust("it answered what was not asked");
+        };
+        if *operation != answer.operation {
+            drop(slots);
+            return self.distrust("it answered another operation than was asked");
+        }
+        let waker = waker.take();
+        let result = match answer.status {
+            Status::Okay => Ok(()),
+            Status::Unsupported => Err(Error::Unsupported),
+            Status::Error => Err(Error::Medium),
+        };
+        slots[answer.id as usize] = Slot::Done(result);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn distrust(&self, why: &str) {
+        log::error!("lower disk: the backend is not to be trusted: {why}");
+        self.stop();
+        self.broken.raise();
+    }
+
+    /// Takes nothing more; what is in flight is still awaited.
+    pub fn stop(&self) {
+        if self.state.get() == State::Open {
+            self.state.set(State::Stopped);
+        }
+    }
+
+    /// Requests the backend has not answered.
+    pub fn in_flight(&self) -> usize {
+        self.slots.borrow().iter().filter(|slot| matches!(slot, Slot::Sent(..))).count()
+    }
+
+    /// Ends the link: what is in flight fails. Only for a backend that has let go of its side (it said Closed, or is
+    /// gone): until then it may still write to the pages in flight.
+    pub fn end(&self) {
+        self.state.set(State::Ended);
+        for slot in self.slots.borrow_mut().iter_mut() {
+            if let Slot::Sent(_, waker) = slot {
+                let waker = waker.take();
+                *slot = Slot::Done(Err(Error::Gone));
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+        }
+        self.put.raise();
+    }
+
+    /// Does one operation, in as many requests as the backend's limits make of it.
+    pub async fn submit(&self, op: Op<'_>, sector: u64) -> Result<(), Error> {
+        match op {
+            Op::Read(pieces) => self.transfer(Way::Read, pieces, sector).await,
+            Op::Write(pieces) => self.transfer(Way::Write, pieces, sector).await,
+            Op::Flush => self.request(&Ask::Flush).await,
+            Op::Discard { sectors } => self.request(&Ask::Discard { sector, sectors }).await,
+        }
+    }
+
+    async fn transfer(&self, way: Way, pieces: &[Piece], mut sector: u64) -> Result<(), Error> {
+        for chunk in pieces.chunks(self.segments_max) {
+            if chunk.len() <= SEGMENTS_MAX {
+                let mut segments = heapless::Vec::<Segment, SEGMENTS_MAX>::new();
+                segments.extend(chunk.iter().map(|piece| self.segment(piece)));
+                self.request(&Ask::Transfer { way, sector, segments: &segments }).await?;
+            } else {
+                self.indirect(way, chunk, sector).await?;
+            }
+            sector += sectors(chunk);
+        }
+        Ok(())
+    }
+
+    async fn indirect(&self, way: Way, pieces: &[Piece], sector: u64) -> Result<(), Error> {
+        self.descriptor_credits.take(1).await;
+        let lent = self.descriptors.borrow_mut().pop().expect("a credit is a page");
+        for (i, piece) in pieces.iter().enumerate() {
+            let mut descriptor = [0; SEGMENT_BYTES];
+            encode_segments(&[self.segment(piece)], &mut descriptor);
+            lent.page().write(i * SEGMENT_BYTES, &descriptor);
+        }
+        let (count, page) = (pieces.len() as u16, lent.grant().0);
+        let result = self.request(&Ask::Indirect { way, sector, count, pages: &[page] }).await;
+        self.descriptors.borrow_mut().push(lent);
+        self.descriptor_credits.put(1);
+        result
+    }
+
+    fn segment(&self, piece: &Piece) -> Segment {
+        let grant = self.pool.grant(&piece.page).0;
+        Segment::new(grant, piece.first, piece.first + piece.sectors - 1).expect("a piece lies in its page")
+    }
+
+    /// Puts one request on the ring and waits for its answer.
+    async fn request(&self, ask: &Ask<'_>) -> Result<(), Error> {
+        self.credits.take(1).await;
+        let slot = self.free.borrow_mut().pop().expect("a credit is a slot");
+        if self.state.get() != State::Open {
+            self.slots.borrow_mut()[slot] = Slot::Done(Err(Error::Gone));
+        } else {
+            self.slots.borrow_mut()[slot] = Slot::Sent(ask.operation(), None);
+            self.ring.borrow_mut().put(&encode(slot as u64, self.handle, ask));
+            self.put.raise();
+        }
+        let result = poll_fn(|cx| match &mut self.slots.borrow_mut()[slot] {
+            Slot::Done(result) => Poll::Ready(*result),
+            Slot::Sent(_, waker) => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Slot::Free => unreachable!("a slot is freed by its request"),
+        })
+        .await;
+        self.slots.borrow_mut()[slot] = Slot::Free;
+        self.free.borrow_mut().push(slot);
+        self.credits.put(1);
+        result
+    }
+}

@@ -1,0 +1,127 @@
+//! All lower disks of this domain, by number; those that come later too.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::time::Duration;
+
+use embassy_futures::select::{Either, select};
+use protocol::number;
+use protocol::xenstore::Reason;
+use xen::domain::Domain;
+use xen::limits::PAGES_PER_LOWER;
+use xen::pool::{NoPool, Pool};
+use xen::port::{DomId, Xen};
+use xen::store::Store;
+
+use super::blkfront::{Blkfront, Life};
+use crate::target::{Lower, OpenError, errno};
+
+/// How long an open waits for a disk that is on its way, within the 10 s that libxl waits for us.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+/// The pools of pages lent to backend domains, one each.
+pub struct Pools<X: Xen> {
+    domain: Rc<Domain<X>>,
+    pools: RefCell<BTreeMap<DomId, Rc<Pool<X>>>>,
+}
+
+impl<X: Xen> Pools<X> {
+    /// The pool of this backend domain, made when first asked for.
+    pub fn pool(&self, backend: DomId) -> Result<Rc<Pool<X>>, NoPool> {
+        if let Some(pool) = self.pools.borrow().get(&backend) {
+            return Ok(pool.clone());
+        }
+        let pool = Rc::new(Pool::new(&self.domain, backend, PAGES_PER_LOWER)?);
+        self.pools.borrow_mut().insert(backend, pool.clone());
+        Ok(pool)
+    }
+}
+
+/// The lower disks.
+pub struct Lowers<X: Xen> {
+    domain: Rc<Domain<X>>,
+    store: Store<X>,
+    pools: Rc<Pools<X>>,
+    disks: RefCell<BTreeMap<u32, Rc<Blkfront<X>>>>,
+}
+
+impl<X: Xen> Lowers<X> {
+    /// None yet.
+    pub fn new(domain: &Rc<Domain<X>>, store: &Store<X>) -> Rc<Self> {
+        Rc::new(Lowers {
+            domain: domain.clone(),
+            store: store.clone(),
+            pools: Rc::new(Pools { domain: domain.clone(), pools: RefCell::default() }),
+            disks: RefCell::default(),
+        })
+    }
+
+    /// Finds the disks, and those that come later. One task runs this.
+    pub async fn run(self: Rc<Self>) {
+        if let Err(reason) = self.look_after().await {
+            log::error!("lower disks: xenstore: {reason:?}");
+        }
+    }
+
+    async fn look_after(&self) -> Result<(), Reason> {
+        let watch = self.store.watch("device/vbd", "device/vbd").await?;
+        loop {
+            watch.next().await;
+            self.look().await?;
+        }
+    }
+
+    /// Starts a disk for every directory that has none. Also the way to know that all of the configuration were seen.
+    pub async fn look(&self) -> Result<(), Reason> {
+        let names = match self.store.list("device/vbd").await {
+            Err(Reason::NoEntry) => return Ok(()),
+            names => names?,
+        };
+        for device in names.iter().filter_map(number::u32) {
+            let over = self.disks.borrow().get(&device).is_none_or(|disk| disk.life() == Life::Over);
+            let state = self.store.read_if_there(&format!("device/vbd/{device}/state")).await?;
+            // Only a fresh directory is a disk: an old one stays until the toolstack takes it away.
+            if over && state.as_deref() == Some("1") {
+                let disk = Blkfront::new(&self.domain, &self.store, device);
+                self.disks.borrow_mut().insert(device, disk.clone());
+                self.domain.exec.spawn(disk.run(self.pools.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every disk there is now works or has failed, as long as an open would wait.
+    pub async fn settled(&self) {
+        if let Err(reason) = self.look().await {
+            return log::error!("lower disks: xenstore: {reason:?}");
+        }
+        let disks: Vec<_> = self.disks.borrow().values().cloned().collect();
+        let all = async {
+            for disk in &disks {
+                disk.settled().await;
+            }
+        };
+        if let Either::Second(()) = select(all, self.domain.sleep(PATIENCE)).await {
+            log::warn!("not every lower disk connected within 6 s");
+        }
+    }
+
+    /// The disk of this name, once it is ready.
+    pub async fn find(&self, lower: &Lower) -> Result<Rc<Blkfront<X>>, OpenError> {
+        let whole = Lower { partition: None, ..*lower };
+        self.look().await.map_err(|reason| OpenError::new(errno::EIO, format!("{whole}: xenstore: {reason:?}")))?;
+        let disk = self.disks.borrow().get(&lower.device).cloned();
+        let none = || OpenError::new(errno::ENOENT, format!("{whole}: this domain has no such disk"));
+        let disk = disk.filter(|disk| disk.life() != Life::Over).ok_or_else(none)?;
+        match select(disk.settled(), self.domain.sleep(PATIENCE)).await {
+            Either::First(()) if disk.life() == Life::Ready => Ok(disk),
+            Either::First(()) => Err(OpenError::new(errno::EIO, format!("{whole}: its backend closed it"))),
+            Either::Second(()) => {
+                Err(OpenError::new(errno::ETIMEDOUT, format!("{whole}: its backend did not connect within 6 s")))
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! `control/shutdown`: the toolstack's word to end (docs/misc/xenstore-paths of Xen).
+
+use alloc::rc::Rc;
+
+use protocol::xenstore::Reason;
+use xen::port::{Stop, Xen};
+
+use crate::Shared;
+
+const NODE: &str = "control/shutdown";
+
+/// Waits for the word and ends the domain. One task runs this.
+pub async fn run<X: Xen>(shared: Rc<Shared<X>>) {
+    if let Err(reason) = listen(&shared).await {
+        log::error!("{NODE}: xenstore: {reason:?}");
+    }
+}
+
+async fn listen<X: Xen>(shared: &Shared<X>) -> Result<(), Reason> {
+    for feature in ["control/feature-poweroff", "control/feature-reboot"] {
+        shared.store.write(feature, "1").await?;
+    }
+    let watch = shared.store.watch(NODE, NODE).await?;
+    loop {
+        watch.next().await;
+        let word = shared.store.read_if_there(NODE).await?.unwrap_or_default();
+        let stop = match word.as_str() {
+            "" => continue,
+            "poweroff" | "halt" => Some(Stop::Poweroff),
+            "reboot" => Some(Stop::Reboot),
+            _ => None,
+        };
+        // The empty word says that it was heard.
+        shared.store.write(NODE, "").await?;
+        match stop {
+            Some(stop) => {
+                log::info!("{word} was asked for, {} disks are served", shared.vbds.len());
+                shared.stop.set(Some(stop));
+                return Ok(());
+            }
+            None => log::warn!("{NODE}: \"{}\" is refused", drivers::target::Quoted(&word)),
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! One ring of one disk: requests in, answers out.
+//!
+//! A turn takes what the ring has, as far as there is room for it, lets every request in flight go a step, makes all
+//! copies that these steps want by one hypercall, and answers: at most one notify. A request is taken only when there
+//! is a slot for it and, by the ring's own count, a place for its answer; waiting is *not taking*.
+
+use alloc::rc::Rc;
+use core::cell::Cell;
+use core::future::poll_fn;
+use core::task::{Context, Poll};
+
+use protocol::blkif::{self, Body, Layout, REQUEST_BYTES, Request};
+use protocol::ring::{Back, Overrun};
+use xen::domain::Domain;
+use xen::event::Channel;
+use xen::grant::Mapped;
+use xen::limits::{REQUESTS_PER_TURN, REQUESTS_PER_VBD, SEGMENTS_INDIRECT};
+use xen::port::Xen;
+use xen::sync::{Signal, Slots};
+
+use crate::request::{Answer, Desk};
+use crate::stats::add;
+
+/// How a queue is told to end, and how it tells that something is wrong.
+#[derive(Default)]
+pub struct Handle {
+    stop: Cell<bool>,
+    stopped: Signal,
+    ended: Signal,
+    /// The ring makes no sense; raised once. The queue takes nothing more.
+    pub broken: Signal,
+}
+
+impl Handle {
+    /// Lets go of the ring and the port at once and waits until no request is in flight any more.
+    pub async fn end(&self) {
+        self.stop.set(true);
+        self.stopped.raise();
+        self.ended.wait().await;
+    }
+}
+
+/// The guest's ring.
+pub struct Ring<X: Xen> {
+    /// Its half that is ours.
+    pub back: Back<Mapped<X>>,
+    /// Its event channel.
+    pub channel: Channel<X>,
+    /// How requests are laid out.
+    pub layout: Layout,
+}
+
+/// A request that must be alone: WRITE_BARRIER.
+enum Alone {
+    No,
+    /// Taken; waits for those before it. Nothing after it is taken.
+    Waits(Request),
+    Runs,
+}
+
+/// Serves a ring until told to end. One task runs this.
+pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, handle: Rc<Handle>) {
+    let mut slots = Slots::new(REQUESTS_PER_VBD);
+    let mut alone = Alone::No;
+    let mut ring = Some(ring);
+    poll_fn(|cx| {
+        let mut budget = REQUESTS_PER_TURN;
+        loop {
+            if handle.stop.get() {
+                // Unmapped and closed here and now: a dying guest waits for that, not for our store.
+                ring = None;
+            }
+            let mut moved = slots.poll(cx, |answer| put(&mut ring, &answer));
+            moved |= desk.batch.run(&domain);
+            if slots.is_empty() {
+                match core::mem::replace(&mut alone, Alone::No) {
+                    Alone::Waits(request) if ring.is_some() => {
+                        slots.start(desk.clone().serve(request));
+                        alone = Alone::Runs;
+                        moved = true;
+                    }
+                    _ => {}
+                }
+            }
+            let taken = match &mut ring {
+                Some(ring) => take(ring, &desk, &mut alone, &mut budget, slots.is_full(), |request| {
+                    slots.start(desk.clone().serve(request));
+                    slots.is_full()
+                }),
+                None => Ok(false),
+            };
+            match taken {
+                Ok(taken) => moved |= taken,
+                Err(Overrun) => {
+                    handle.broken.raise();
+                    ring = None;
+                }
+            }
+            if moved && budget > 0 {
+                continue;
+            }
+            let Some(ring) = &mut ring else {
+                return match slots.is_empty() && handle.stop.get() {
+                    true => Poll::Ready(()),
+                    false => handle.stopped.poll(cx),
+                };
+            };
+            if ring.back.publish() {
+                ring.channel.notify();
+            }
+            if budget == 0 {
+                // Others first.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if !idle(ring, slots.is_full() || !matches!(alone, Alone::No), &handle, cx) {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+    handle.ended.raise();
+}
+
+fn put<X: Xen>(ring: &mut Option<Ring<X>>, answer: &Answer) {
+    if let Some(ring) = ring {
+        ring.back.put(&blkif::respond(answer.id, answer.operation, answer.status, ring.layout));
+    }
+}
+
+/// Takes requests as long as there are some, budget and room; true if any.
+fn take<X: Xen>(
+    ring: &mut Ring<X>,
+    desk: &Desk<X>,
+    alone: &mut Alone,
+    budget: &mut usize,
+    mut full: bool,
+    mut start: impl FnMut(Request) -> bool,
+) -> Result<bool, Overrun> {
+    let mut any = false;
+    while *budget > 0 && !full && matches!(alone, Alone::No) {
+        let mut entry = [0; REQUEST_BYTES];
+        if !ring.back.take(&mut entry[..ring.layout.entry_bytes()])? {
+            break;
+        }
+        (any, *budget) = (true, *budget - 1);
+        match blkif::parse(&entry, ring.layout, SEGMENTS_INDIRECT) {
+            Ok(request) if matches!(request.body, Body::Barrier | Body::Transfer { barrier: true, .. }) => {
+                *alone = Alone::Waits(request);
+            }
+            Ok(request) => full = start(request),
+            Err(rejected) => {
+                add(&desk.stats.rejected, 1);
+                log::debug!("domain {}: a request is refused: {:?}", desk.guest.0, rejected.why);
+                ring.back.put(&blkif::respond(rejected.id, rejected.operation, rejected.status, ring.layout));
+            }
+        }
+    }
+    Ok(any)
+}
+
+/// Whether there is something to do after all, asked last before sleeping. The event is asked for only when there is
+/// room for what it would announce; otherwise the end of a request wakes us.
+fn idle<X: Xen>(ring: &mut Ring<X>, no_room: bool, handle: &Handle, cx: &mut Context<'_>) -> bool {
+    let more = match no_room {
+        true => false,
+        // An overrun shows again at the next take.
+        false => ring.back.rearm().unwrap_or(true),
+    };
+    let event = ring.channel.poll(cx).is_ready();
+    let stopped = handle.stopped.poll(cx).is_ready();
+    more || event || stopped
+}

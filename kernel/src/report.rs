@@ -1,0 +1,81 @@
+//! What is told through xenstore beside the disks' own nodes: errors, and what we hold.
+
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use core::cell::RefCell;
+
+use drivers::target::OpenError;
+use protocol::xenstore::Reason;
+use xen::port::Xen;
+use xen::store::Store;
+
+use crate::Shared;
+use crate::attach::Key;
+
+/// Errors that stay readable; the nodes are charged to us, so the oldest go.
+const ERRORS_KEPT: usize = 8;
+
+/// The errors told, oldest first.
+#[derive(Default)]
+pub struct Errors(RefCell<VecDeque<Key>>);
+
+impl Errors {
+    /// Tells an error as xenbus does: on the console, and in `error/backend/KIND/DOMAIN/DEVICE/error`, where it stays
+    /// when the disk is gone.
+    pub async fn tell<X: Xen>(&self, store: &Store<X>, key: Key, error: &OpenError) {
+        log::error!("{key}: {error}");
+        if let Err(reason) = store.write(&format!("error/{key}/error"), &format!("{error}")).await {
+            log::warn!("{key}: the error could not be written to xenstore: {reason:?}");
+            return;
+        }
+        let oldest = {
+            let mut kept = self.0.borrow_mut();
+            kept.retain(|other| *other != key);
+            kept.push_back(key);
+            if kept.len() > ERRORS_KEPT { kept.pop_front() } else { None }
+        };
+        if let Some(oldest) = oldest {
+            let domain = format!("error/backend/{}/{}", oldest.kind.name(), oldest.domain.0);
+            // What is gone already needs no removing.
+            let _ = store.remove(&format!("{domain}/{}", oldest.device)).await;
+            if store.list(&domain).await.is_ok_and(|left| left.is_empty()) {
+                let _ = store.remove(&domain).await;
+            }
+        }
+    }
+}
+
+/// Keeps `data/counters` true: one line of what we hold. One task runs this.
+pub async fn counters<X: Xen>(shared: Rc<Shared<X>>) {
+    let mut told = String::new();
+    loop {
+        let held = &shared.domain.held;
+        let now = format!(
+            "vbds={} mappings={} grants={} ports={} pages={} nodes={}",
+            shared.vbds.len(),
+            held.mappings.get(),
+            held.grants.get(),
+            held.ports.get(),
+            held.pages.get(),
+            held.nodes.get()
+        );
+        if now != told {
+            if let Err(reason) = shared.store.write("data/counters", &now).await {
+                log::warn!("data/counters: xenstore: {reason:?}");
+            }
+            told = now;
+            // What changed meanwhile is told next.
+            continue;
+        }
+        shared.held_changed.wait().await;
+    }
+}
+
+/// Says that disks can be attached.
+pub async fn ready<X: Xen>(shared: &Shared<X>) -> Result<(), Reason> {
+    shared.store.write("data/ready", concat!("tapdom ", env!("CARGO_PKG_VERSION"))).await?;
+    log::info!("tapdom {} is ready", env!("CARGO_PKG_VERSION"));
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! One request from its first step to its answer.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+
+use drivers::disk::{Device, Error, Op, Piece, SECTOR_BYTES};
+use drivers::stack::Stack;
+use protocol::blkif::{self, Body, Request, Segment, Status, Way, Why};
+use protocol::mem::Memory;
+use xen::grant::Batch;
+use xen::page::{NoMemory, PageRef};
+use xen::port::{DomId, GrantRef, Move, Refused, Way as Direction, Xen};
+
+use crate::stats::{Stats, add};
+
+/// What the requests of one ring share.
+pub struct Desk<X: Xen> {
+    /// The disk.
+    pub stack: Rc<Stack<X>>,
+    /// Whose requests.
+    pub guest: DomId,
+    /// Writes and discards are refused.
+    pub read_only: bool,
+    /// Discards were offered.
+    pub discard: bool,
+    /// What happened.
+    pub stats: Rc<Stats>,
+    /// The copies of this turn.
+    pub batch: Batch,
+    /// What requests that ended leave for the next ones, so that a disk under load allocates nothing.
+    spare: RefCell<Vec<Sheet>>,
+}
+
+/// What one request notes down.
+#[derive(Default)]
+struct Sheet {
+    segments: Vec<Segment>,
+    pieces: Vec<Piece>,
+    descriptors: Option<PageRef>,
+}
+
+/// What a guest is told.
+pub struct Answer {
+    /// Echoed.
+    pub id: u64,
+    /// Echoed.
+    pub operation: u8,
+    /// The verdict.
+    pub status: Status,
+}
+
+/// Why a request was not done, and so whose fault it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failed {
+    /// The guest broke a rule.
+    Rejected(Why),
+    /// The guest's pages are not what it said.
+    Grant(Refused),
+    /// The guest may not write.
+    ReadOnly,
+    /// We do not do that.
+    Unsupported,
+    /// The store did not do it.
+    Store(Error),
+    /// We are out of memory.
+    Memory,
+}
+
+impl From<Why> for Failed {
+    fn from(why: Why) -> Self {
+        Failed::Rejected(why)
+    }
+}
+
+impl From<Refused> for Failed {
+    fn from(refused: Refused) -> Self {
+        Failed::Grant(refused)
+    }
+}
+
+impl From<NoMemory> for Failed {
+    fn from(_: NoMemory) -> Self {
+        Failed::Memory
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::ReadOnly => Failed::ReadOnly,
+            Error::Unsupported => Failed::Unsupported,
+            // The disk shrank below us between our check and its own.
+            Error::OutOfRange => Failed::Rejected(Why::PastEnd),
+            Error::Medium | Error::Gone => Failed::Store(error),
+        }
+    }
+}
+
+impl<X: Xen> Desk<X> {
+    /// For one connection of one guest.
+    pub fn new(stack: Rc<Stack<X>>, guest: DomId, read_only: bool, discard: bool, stats: Rc<Stats>) -> Self {
+        Desk { stack, guest, read_only, discard, stats, batch: Batch::default(), spare: RefCell::default() }
+    }
+
+    /// Does a request and says how it went. To be polled to its end.
+    pub async fn serve(self: Rc<Self>, request: Request) -> Answer {
+        let mut sheet = self.spare.borrow_mut().pop().unwrap_or_default();
+        let result = self.perform(request.body, &mut sheet).await;
+        sheet.segments.clear();
+        self.spare.borrow_mut().push(sheet);
+        Answer { id: request.id, operation: request.operation, status: self.judge(result) }
+    }
+
+    fn judge(&self, result: Result<(), Failed>) -> Status {
+        let stats = &self.stats;
+        let (counted, status) = match result {
+            Ok(()) => (&stats.done, Status::Okay),
+            Err(Failed::Rejected(_) | Failed::ReadOnly) => (&stats.rejected, Status::Error),
+            Err(Failed::Unsupported) => (&stats.rejected, Status::Unsupported),
+            Err(Failed::Grant(_)) => (&stats.grants_refused, Status::Error),
+            Err(Failed::Store(_) | Failed::Memory) => (&stats.failed, Status::Error),
+        };
+        add(counted, 1);
+        if let Err(failed) = result {
+            log::debug!("domain {}: a request failed: {failed:?}", self.guest.0);
+        }
+        status
+    }
+
+    async fn perform(&self, body: Body, sheet: &mut Sheet) -> Result<(), Failed> {
+        match body {
+            Body::Flush | Body::Barrier => Ok(self.stack.submit(Op::Flush, 0).await?),
+            Body::Discard { sector, sectors, secure: _ } => self.discard(sector, sectors).await,
+            Body::Transfer { way, sector, segments, flush_first, barrier } => {
+                sheet.segments.extend_from_slice(&segments);
+                if (flush_first || barrier) && !self.read_only {
+                    self.stack.submit(Op::Flush, 0).await?;
+                }
+                self.transfer(way, sector, sheet).await?;
+                if barrier {
+                    self.stack.submit(Op::Flush, 0).await?;
+                }
+                Ok(())
+            }
+            Body::Indirect { way, sector, count, pages } => {
+                self.fetch(&pages, count, sheet).await?;
+                self.transfer(way, sector, sheet).await
+            }
+        }
+    }
+
+    async fn discard(&self, sector: u64, sectors: u64) -> Result<(), Failed> {
+        if !self.discard {
+            return Err(Failed::Unsupported);
+        }
+        if self.read_only {
+            return Err(Failed::ReadOnly);
+        }
+        blkif::span(sector, sectors, self.stack.info().sectors)?;
+        Ok(self.stack.submit(Op::Discard { sectors }, sector).await?)
+    }
+
+    /// Copies the descriptors of an indirect request to a page nobody else can write, once, and reads them there
+    /// (XSA-155).
+    async fn fetch(&self, pages: &[u32], count: u16, sheet: &mut Sheet) -> Result<(), Failed> {
+        let page = match &sheet.descriptors {
+            Some(page) => page.clone(),
+            None => sheet.descriptors.insert(PageRef::alone()?).clone(),
+        };
+        let mut left = count;
+        for grant in pages {
+            let here = left.min(blkif::SEGMENTS_PER_PAGE);
+            left -= here;
+            let bytes = usize::from(here) * blkif::SEGMENT_BYTES;
+            let fetch = Move {
+                ours: page.clone(),
+                ours_at: 0,
+                domain: self.guest,
+                grant: GrantRef(*grant),
+                theirs_at: 0,
+                bytes: bytes as u16,
+                way: Direction::In,
+            };
+            self.batch.copy(core::iter::once(fetch)).await?;
+            let mut descriptors = [0; 512];
+            for chunk in 0..bytes.div_ceil(descriptors.len()) {
+                let at = chunk * descriptors.len();
+                let some = &mut descriptors[..(bytes - at).min(512)];
+                page.read(at, some);
+                for segment in blkif::segments(some, (some.len() / blkif::SEGMENT_BYTES) as u16) {
+                    sheet.segments.push(segment?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn transfer(&self, way: Way, sector: u64, sheet: &mut Sheet) -> Result<(), Failed> {
+        let Sheet { segments, pieces, .. } = sheet;
+        let sectors = segments.iter().map(|segment| u64::from(segment.sectors())).sum();
+        blkif::span(sector, sectors, self.stack.info().sectors)?;
+        if way == Way::Write && self.read_only {
+            return Err(Failed::ReadOnly);
+        }
+        let shape = segments.iter().map(|segment| (segment.first, segment.sectors() as u8));
+        self.stack.take(sector, shape, pieces).await;
+        let result = match way {
+            Way::Read => self.read(sector, segments, pieces).await,
+            Way::Write => self.write(sector, segments, pieces).await,
+        };
+        self.stack.give(pieces);
+        let moved = match way {
+            Way::Read => &self.stats.sectors_read,
+            Way::Write => &self.stats.sectors_written,
+        };
+        result.inspect(|()| add(moved, sectors))
+    }
+
+    async fn read(&self, sector: u64, segments: &[Segment], pieces: &[Piece]) -> Result<(), Failed> {
+        self.stack.submit(Op::Read(pieces), sector).await?;
+        Ok(self.batch.copy(self.moves(segments, pieces, Direction::Out)).await?)
+    }
+
+    async fn write(&self, sector: u64, segments: &[Segment], pieces: &[Piece]) -> Result<(), Failed> {
+        self.batch.copy(self.moves(segments, pieces, Direction::In)).await?;
+        Ok(self.stack.submit(Op::Write(pieces), sector).await?)
+    }
+
+    /// Lays the guest's segments beside our pieces: both are the same sectors in the same order, cut differently.
+    fn moves<'a>(
+        &self,
+        segments: &'a [Segment],
+        pieces: &'a [Piece],
+        way: Direction,
+    ) -> impl Iterator<Item = Move> + use<'a, X> {
+        let domain = self.guest;
+        let (mut segments, mut pieces) = (segments.iter(), pieces.iter());
+        let (mut segment, mut piece) = (segments.next(), pieces.next());
+        // Sectors of the present segment and the present piece that are behind us.
+        let (mut theirs, mut ours) = (0, 0);
+        core::iter::from_fn(move || {
+            let (s, p) = (segment?, piece?);
+            let sectors = (s.sectors() as u8 - theirs).min(p.sectors - ours);
+            let bytes = |sectors: u8| u16::from(sectors) * SECTOR_BYTES as u16;
+            let next = Move {
+                ours: p.page.clone(),
+                ours_at: bytes(p.first + ours),
+                domain,
+                grant: GrantRef(s.grant),
+                theirs_at: bytes(s.first + theirs),
+                bytes: bytes(sectors),
+                way,
+            };
+            (theirs, ours) = (theirs + sectors, ours + sectors);
+            if u32::from(theirs) == s.sectors() {
+                (segment, theirs) = (segments.next(), 0);
+            }
+            if ours == p.sectors {
+                (piece, ours) = (pieces.next(), 0);
+            }
+            Some(next)
+        })
+    }
+}

@@ -1,0 +1,455 @@
+//! One disk of one guest: the handshake through xenstore, from the directory's first sight to its removal.
+//!
+//! What to do is decided by [`protocol::xenbus::Back`] from what the nodes say now; how it is done is here. Requests
+//! go through [`queue`](crate::queue) meanwhile, in a task of their own.
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::task::Poll;
+use core::time::Duration;
+
+use drivers::disk::{Device, Info, SECTOR_BYTES};
+use drivers::stack::Stack;
+use drivers::target::{OpenError, Quoted, errno};
+use protocol::blkif::{INFO_CDROM, INFO_READONLY, Layout, keys};
+use protocol::number;
+use protocol::ring::{Back as BackRing, Shape};
+use protocol::xenbus::{Back, Do, Phase, Seen, State};
+use protocol::xenstore::{Reason, valid_path};
+use xen::event::Channel;
+use xen::grant::Mapped;
+use xen::limits::{RING_ORDER, SEGMENTS_INDIRECT};
+use xen::port::{Access, Foreign, GrantRef, Instant, Port, Xen};
+use xen::store::{Nodes, Store, Watch};
+use xen::sync::Signal;
+use xen::trace::{self, Event};
+
+use crate::Shared;
+use crate::attach::Key;
+use crate::queue::{self, Handle, Ring};
+use crate::request::Desk;
+use crate::stats::Stats;
+
+/// How long a new disk says InitWait before it says Connected. libxl reads our state only when its watch fires, and
+/// takes a disk that it never saw in InitWait for a failed one; nothing tells us when it has looked.
+const DWELL: Duration = Duration::from_millis(500);
+
+/// A disk.
+pub struct Vbd<X: Xen> {
+    shared: Rc<Shared<X>>,
+    key: Key,
+    /// Its directory, relative to our own home.
+    home: String,
+    /// The frontend's directory.
+    front: String,
+    back: Back,
+    nodes: Nodes<X>,
+    stack: Option<Rc<Stack<X>>>,
+    queue: Option<Rc<Handle>>,
+    stats: Rc<Stats>,
+    /// Until when to say InitWait.
+    dwell: Option<Instant>,
+    /// The size the guest was told, while connected.
+    sectors: u64,
+}
+
+/// What ended a step other than its success.
+enum Trouble {
+    /// Xenstore said no.
+    Store(Reason),
+    /// This disk cannot be served; the text goes to who asked for it.
+    Fatal(OpenError),
+}
+
+impl From<Reason> for Trouble {
+    fn from(reason: Reason) -> Self {
+        Trouble::Store(reason)
+    }
+}
+
+fn fatal(errno: u16, text: impl Into<String>) -> Trouble {
+    Trouble::Fatal(OpenError::new(errno, text))
+}
+
+/// Serves the disk of this directory until the directory is gone. `changed` is raised when something below it changed.
+pub async fn run<X: Xen>(shared: &Rc<Shared<X>>, key: Key, changed: &Signal) {
+    let mut vbd = Vbd {
+        shared: shared.clone(),
+        key,
+        home: format!("{key}"),
+        front: String::new(),
+        back: Back::new(),
+        nodes: Nodes::new(&shared.domain),
+        stack: None,
+        queue: None,
+        stats: Rc::default(),
+        dwell: None,
+        sectors: 0,
+    };
+    if let Err(reason) = vbd.live(changed).await {
+        log::error!("{key}: xenstore: {reason:?}");
+        vbd.let_go().await;
+    }
+}
+
+impl<X: Xen> Vbd<X> {
+    async fn live(&mut self, changed: &Signal) -> Result<(), Reason> {
+        let Some(watch) = self.meet(changed).await? else { return Ok(()) };
+        self.note(Event::Found);
+        loop {
+            let seen = self.look().await?;
+            let step = self.back.step(seen);
+            match step {
+                Do::Nothing => self.wait(&watch, changed).await?,
+                Do::Forget | Do::Remove => return self.leave(step == Do::Remove).await,
+                _ => {
+                    let result = self.act(step).await;
+                    self.judge(result).await?
+                }
+            }
+        }
+    }
+
+    /// Waits until the directory is whole, and begins to watch the frontend; none if the directory went first.
+    async fn meet(&mut self, changed: &Signal) -> Result<Option<Watch<X>>, Reason> {
+        let store = self.shared.store.clone();
+        loop {
+            if store.read_if_there(&self.node(keys::STATE)).await?.is_none() {
+                return Ok(None);
+            }
+            if let Some(front) = store.read_if_there(&self.node(keys::FRONTEND)).await?
+                && front.starts_with('/')
+                && valid_path(&front)
+            {
+                // One watch for all the disks of a guest: xenstored allows a domain about a hundred.
+                let parent = front.rsplit_once('/').map_or("", |(parent, _)| parent);
+                let watch = store.watch(parent, &front).await?;
+                self.front = front;
+                return Ok(Some(watch));
+            }
+            changed.wait().await;
+        }
+    }
+
+    fn node(&self, key: &str) -> String {
+        format!("{}/{key}", self.home)
+    }
+
+    async fn look(&self) -> Result<Seen, Reason> {
+        let store = &self.shared.store;
+        let own = store.read_if_there(&self.node(keys::STATE)).await?.map(State::parse);
+        let front = match store.read(&format!("{}/{}", self.front, keys::STATE)).await {
+            Ok(text) => Some(State::parse(text)),
+            // A frontend that hides its state, or writes nonsense into it, is as good as gone.
+            Err(Reason::NoEntry | Reason::Access) => None,
+            Err(Reason::Invalid) => Some(State::Unknown),
+            Err(reason) => return Err(reason),
+        };
+        let online = store.read_if_there(&self.node(keys::ONLINE)).await?.as_deref() == Some("1");
+        Ok(Seen { own, front, online })
+    }
+
+    /// Waits until one of those moves whose word the next step depends on.
+    async fn wait(&mut self, watch: &Watch<X>, changed: &Signal) -> Result<(), Reason> {
+        let (queue, stack) = (self.queue.clone(), self.stack.clone().filter(|_| self.back.phase() == Phase::Connected));
+        let mut heard = stack.as_ref().map_or(0, |stack| stack.changes());
+        if let Some(stack) = &stack
+            && stack.info().sectors != self.sectors
+        {
+            return self.resize(stack.info()).await;
+        }
+        let broken = poll_fn(|cx| {
+            if let Some(queue) = &queue
+                && queue.broken.poll(cx).is_ready()
+            {
+                return Poll::Ready(true);
+            }
+            let nodes = watch.poll(cx).is_ready() | changed.poll(cx).is_ready();
+            let store = stack.as_ref().is_some_and(|stack| stack.poll_changed(&mut heard, cx).is_ready());
+            if nodes || store { Poll::Ready(false) } else { Poll::Pending }
+        })
+        .await;
+        if broken {
+            self.note(Event::Overrun);
+            let result = Err(fatal(errno::EINVAL, "the ring's index is more than a ring ahead"));
+            return self.judge(result).await;
+        }
+        if stack.is_some_and(|stack| stack.is_over()) {
+            log::error!("{}: the disk below is gone; requests fail from now on", self.key);
+        }
+        Ok(())
+    }
+
+    async fn act(&mut self, step: Do) -> Result<(), Trouble> {
+        match step {
+            Do::Nothing | Do::Remove | Do::Forget => Ok(()),
+            Do::Publish => self.publish().await,
+            Do::Connect => self.connect().await,
+            Do::Reconnect => {
+                self.let_go().await;
+                self.connect().await
+            }
+            Do::Restart => {
+                self.let_go().await;
+                self.stack = None;
+                self.publish().await
+            }
+            Do::AnswerClosing => {
+                self.say(State::Closing, Vec::new()).await?;
+                self.back.closing();
+                Ok(())
+            }
+            Do::Close => {
+                self.let_go().await;
+                self.say(State::Closed, Vec::new()).await?;
+                self.back.closed();
+                Ok(())
+            }
+        }
+    }
+
+    /// A step that failed for good is told and ends in Closing while there is a frontend to answer that, else in
+    /// Closed. That the directory went in the middle of a step is no failure.
+    async fn judge(&mut self, result: Result<(), Trouble>) -> Result<(), Reason> {
+        match result {
+            Ok(()) | Err(Trouble::Store(Reason::NoEntry)) => Ok(()),
+            Err(Trouble::Store(reason @ (Reason::NoSpace | Reason::Quota | Reason::TooBig))) => {
+                let text = format!("xenstore quota of this domain: {reason:?}; see the quotas of xenstored");
+                self.refuse(OpenError::new(errno::ENOSPC, text)).await
+            }
+            Err(Trouble::Store(reason)) => Err(reason),
+            Err(Trouble::Fatal(error)) => self.refuse(error).await,
+        }
+    }
+
+    async fn refuse(&mut self, error: OpenError) -> Result<(), Reason> {
+        self.note(Event::Refused);
+        self.let_go().await;
+        self.shared.errors.tell(&self.shared.store, self.key, &error).await;
+        let closing = self.back.phase() == Phase::Connected;
+        let state = if closing { State::Closing } else { State::Closed };
+        let text = vec_of([(keys::HOTPLUG_ERROR, error.text.clone())]);
+        match self.say(state, text).await {
+            Ok(_) | Err(Reason::NoEntry | Reason::NoSpace | Reason::Quota) => {}
+            Err(reason) => return Err(reason),
+        }
+        if closing { self.back.closing() } else { self.back.closed() }
+        Ok(())
+    }
+
+    /// Opens the disk and says what we offer.
+    async fn publish(&mut self) -> Result<(), Trouble> {
+        let again = self.back.phase() != Phase::Fresh;
+        if self.stack.is_none() {
+            self.stack = Some(Rc::new(self.open().await?));
+        }
+        let nodes = vec_of([
+            (keys::MAX_RING_PAGE_ORDER, RING_ORDER.to_string()),
+            (keys::FEATURE_MAX_INDIRECT_SEGMENTS, SEGMENTS_INDIRECT.to_string()),
+        ]);
+        if self.say(State::InitWait, nodes).await? {
+            self.back.published();
+            self.note(Event::Published);
+            self.dwell = (!again).then(|| self.shared.domain.xen.now() + DWELL);
+        }
+        Ok(())
+    }
+
+    async fn open(&self) -> Result<Stack<X>, Trouble> {
+        let store = &self.shared.store;
+        let id = store.read_if_there(&self.node(keys::FRONTEND_ID)).await?;
+        if id.as_deref().and_then(number::u16) != Some(self.key.domain.0) {
+            return Err(fatal(errno::EINVAL, "frontend-id is not the domain of the directory's name"));
+        }
+        let name = match store.read(&self.node(keys::PARAMS)).await {
+            Ok(name) => name,
+            Err(Reason::NoEntry) => return Err(fatal(errno::EINVAL, "no target: the node params is missing")),
+            Err(Reason::Invalid) => return Err(fatal(errno::EINVAL, "target: not text")),
+            Err(reason) => return Err(reason.into()),
+        };
+        let stack = Stack::open(&self.shared.lowers, &name).await.map_err(Trouble::Fatal)?;
+        self.note(Event::Opened(stack.info().sectors));
+        log::info!("{}: \"{}\" opened: {} sectors", self.key, Quoted(&name), stack.info().sectors);
+        Ok(stack)
+    }
+
+    /// Takes the frontend's ring, tells the disk's properties, says Connected.
+    async fn connect(&mut self) -> Result<(), Trouble> {
+        let stack = match &self.stack {
+            Some(stack) => stack.clone(),
+            None => return self.publish().await,
+        };
+        let ring = self.take_ring().await?;
+        let info = stack.info();
+        let store = &self.shared.store;
+        let mode = store.read_if_there(&self.node(keys::MODE)).await?;
+        let read_only = info.read_only || mode.as_deref() != Some("w");
+        let wanted = store.read_if_there(&self.node(keys::DISCARD_ENABLE)).await?.as_deref() != Some("0");
+        let info = Info { discard: info.discard.filter(|_| wanted && !read_only), ..info };
+        let cdrom = store.read_if_there(&self.node(keys::DEVICE_TYPE)).await?.as_deref() == Some("cdrom");
+        if let Some(dwell) = self.dwell.take() {
+            self.shared.domain.timers.sleep(dwell).await;
+        }
+        let nodes = properties(info, read_only, cdrom);
+        let desk = Desk::new(stack, self.key.domain, read_only, info.discard.is_some(), self.stats.clone());
+        if self.say(State::Connected, nodes).await? {
+            self.sectors = info.sectors;
+            let handle = Rc::new(Handle::default());
+            self.queue = Some(handle.clone());
+            let domain = &self.shared.domain;
+            domain.exec.spawn(queue::run(domain.clone(), Rc::new(desk), ring, handle));
+            self.back.connected();
+            log::info!("{}: connected{}", self.key, if read_only { ", read-only" } else { "" });
+            self.shared.held_changed.raise();
+        }
+        Ok(())
+    }
+
+    /// Reads the frontend's keys, maps its ring and binds its port.
+    async fn take_ring(&self) -> Result<Ring<X>, Trouble> {
+        let refused = |what: &str| fatal(errno::EINVAL, format!("the frontend's {what}"));
+        if self.front_number(keys::MULTI_QUEUE_NUM_QUEUES).await?.unwrap_or(1) != 1 {
+            return Err(refused("multi-queue-num-queues is not 1, the most that was offered"));
+        }
+        let protocol = self.front_text(keys::PROTOCOL).await?;
+        let layout = Layout::of_protocol(protocol.as_deref()).ok_or_else(|| refused("protocol is not known"))?;
+        let port = self.front_number(keys::EVENT_CHANNEL).await?;
+        let port = port.ok_or_else(|| refused("event-channel is missing or no number"))?;
+        let mut refs = Vec::new();
+        match self.front_number(keys::RING_PAGE_ORDER).await? {
+            Some(order) if order > RING_ORDER => return Err(refused("ring-page-order is more than was offered")),
+            Some(order) => {
+                for page in 0..1 << order {
+                    refs.push(self.front_number(&keys::ring_ref(page)).await?);
+                }
+            }
+            None => refs.push(self.front_number(keys::RING_REF).await?),
+        }
+        // Linux writes the order only with more than one page, others write order 0 with the plain key.
+        if refs == [None] {
+            refs = alloc::vec![self.front_number(keys::RING_REF).await?];
+        }
+        let (domain, guest) = (&self.shared.domain, self.key.domain);
+        let foreign = |grant| Foreign { domain: guest, grant: GrantRef(grant), access: Access::ReadWrite };
+        let pages: Option<Vec<_>> = refs.into_iter().map(|r| r.map(foreign)).collect();
+        let pages = pages.ok_or_else(|| refused("ring-ref is missing or no number"))?;
+        let memory = Mapped::new(domain, &pages).map_err(|no| refused(&format!("ring-ref cannot be mapped: {no:?}")))?;
+        let shape = Shape::new(pages.len(), layout.entry_bytes());
+        let back = BackRing::attach(memory, shape).map_err(|_| refused("ring is overrun from the start"))?;
+        let channel = Channel::bind(domain, guest, Port(port))
+            .map_err(|no| refused(&format!("event-channel cannot be bound: {no:?}")))?;
+        self.note(Event::Connected(pages.len() as u32));
+        Ok(Ring { back, channel, layout })
+    }
+
+    async fn front_text(&self, key: &str) -> Result<Option<String>, Trouble> {
+        match self.shared.store.read_if_there(&format!("{}/{key}", self.front)).await {
+            Err(Reason::Access | Reason::Invalid) => Err(fatal(errno::EINVAL, format!("the frontend's {key} cannot be read"))),
+            text => Ok(text?),
+        }
+    }
+
+    async fn front_number(&self, key: &str) -> Result<Option<u32>, Trouble> {
+        match self.front_text(key).await? {
+            None => Ok(None),
+            Some(text) => match number::u32(&text) {
+                Some(number) => Ok(Some(number)),
+                None => Err(fatal(errno::EINVAL, format!("the frontend's {key} is \"{}\", no number", Quoted(&text)))),
+            },
+        }
+    }
+
+    /// Tells a new size: Linux reads `sectors` again when Connected is said again.
+    async fn resize(&mut self, info: Info) -> Result<(), Reason> {
+        log::info!("{}: {} sectors instead of {}", self.key, info.sectors, self.sectors);
+        self.sectors = info.sectors;
+        match self.say(State::Connected, vec_of([(keys::SECTORS, info.sectors.to_string())])).await {
+            Ok(_) | Err(Reason::NoEntry) => Ok(()),
+            Err(reason) => Err(reason),
+        }
+    }
+
+    /// Writes nodes and our state in one go. Not done, and false, if the toolstack asked us to close meanwhile and
+    /// this would be to go on; an error if the directory is gone, which a write would bring back as a torso.
+    async fn say(&self, state: State, nodes: Vec<(&'static str, String)>) -> Result<bool, Reason> {
+        let node = self.node(keys::STATE);
+        let write = async |store: &Store<X>| {
+            let own = State::parse(store.read(&node).await?);
+            if own == State::Closing && matches!(state, State::InitWait | State::Connected) {
+                return Ok(false);
+            }
+            for (key, value) in &nodes {
+                store.write(&self.node(key), value).await?;
+            }
+            store.write(&node, state.text()).await?;
+            Ok(true)
+        };
+        let said = self.shared.store.transaction(write).await?;
+        if said {
+            nodes.iter().for_each(|(key, _)| self.nodes.wrote(key));
+        }
+        Ok(said)
+    }
+
+    /// Ends the queue: ring and port at once, then what is in flight.
+    async fn let_go(&mut self) {
+        if let Some(queue) = self.queue.take() {
+            queue.end().await;
+            self.note(Event::Disconnected(0));
+            log::info!("{}: disconnected: {}", self.key, self.stats);
+            self.shared.held_changed.raise();
+        }
+    }
+
+    async fn leave(&mut self, remove: bool) -> Result<(), Reason> {
+        self.let_go().await;
+        if remove {
+            // Closed first: libxl waits for it, then for the directory to go.
+            match self.say(State::Closed, Vec::new()).await {
+                Ok(_) | Err(Reason::NoEntry) => {}
+                Err(reason) => return Err(reason),
+            }
+            match self.shared.store.remove(&self.home).await {
+                Ok(()) | Err(Reason::NoEntry) => {}
+                Err(reason) => return Err(reason),
+            }
+        }
+        self.note(Event::Gone);
+        log::info!("{}: gone", self.key);
+        Ok(())
+    }
+
+    fn note(&self, event: Event) {
+        let (at, Key { domain, device, .. }) = (self.shared.domain.xen.now(), self.key);
+        trace::note(trace::Entry { at, domain, device: device.into(), event });
+    }
+}
+
+/// What a frontend must know of a disk; nodes that would only say the default are left out, for xenstored counts them.
+fn properties(info: Info, read_only: bool, cdrom: bool) -> Vec<(&'static str, String)> {
+    let bits = if read_only { INFO_READONLY } else { 0 } | if cdrom { INFO_CDROM } else { 0 };
+    let mut nodes = vec_of([
+        (keys::SECTORS, info.sectors.to_string()),
+        (keys::SECTOR_SIZE, SECTOR_BYTES.to_string()),
+        (keys::INFO, bits.to_string()),
+    ]);
+    if info.physical_bytes != SECTOR_BYTES as u32 {
+        nodes.push((keys::PHYSICAL_SECTOR_SIZE, info.physical_bytes.to_string()));
+    }
+    if info.flush {
+        nodes.push((keys::FEATURE_FLUSH_CACHE, 1.to_string()));
+    }
+    if let Some(discard) = info.discard {
+        nodes.push((keys::FEATURE_DISCARD, 1.to_string()));
+        nodes.push((keys::DISCARD_GRANULARITY, discard.granularity_bytes.to_string()));
+        nodes.push((keys::DISCARD_ALIGNMENT, discard.alignment_bytes.to_string()));
+    }
+    nodes
+}
+
+fn vec_of<const N: usize>(nodes: [(&'static str, String); N]) -> Vec<(&'static str, String)> {
+    nodes.into_iter().collect()
+}

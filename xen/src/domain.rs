@@ -1,0 +1,72 @@
+//! Our own domain: what every task shares.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+
+use crate::event::Events;
+use crate::exec::{Executor, Timers};
+use crate::grant::Lent;
+use crate::port::Xen;
+
+/// The hypervisor, the executor and what hangs on them. One per vCPU.
+pub struct Domain<X: Xen> {
+    /// The hypervisor.
+    pub xen: X,
+    /// Runs the tasks.
+    pub exec: Executor,
+    /// Wakes the sleepers.
+    pub timers: Timers,
+    /// What is held of the hypervisor.
+    pub held: Held,
+    pub(crate) events: Events,
+    /// Pages whose grant did not end because the other side still uses them.
+    pub(crate) stuck: RefCell<Vec<Lent<X>>>,
+}
+
+/// Counts of what we hold of the hypervisor and of peers; the same before a disk came and after it went.
+#[derive(Default)]
+pub struct Held {
+    /// Mapped foreign pages.
+    pub mappings: Cell<usize>,
+    /// Pages of ours granted to others.
+    pub grants: Cell<usize>,
+    /// Event channels.
+    pub ports: Cell<usize>,
+    /// Data pages handed out for requests.
+    pub pages: Cell<usize>,
+    /// Xenstore nodes we wrote for disks.
+    pub nodes: Cell<usize>,
+}
+
+/// Adds to (or takes from) a count of [`Held`].
+pub fn count(cell: &Cell<usize>, by: isize) {
+    cell.set(cell.get().checked_add_signed(by).expect("a count of held things below zero"));
+}
+
+impl<X: Xen> Domain<X> {
+    /// A domain in which no task runs yet.
+    pub fn new(xen: X) -> Rc<Self> {
+        Rc::new(Domain {
+            xen,
+            exec: Executor::default(),
+            timers: Timers::default(),
+            held: Held::default(),
+            events: Events::default(),
+            stuck: RefCell::default(),
+        })
+    }
+
+    /// Hands pending events and due timers to those who wait for them.
+    pub fn look(&self) {
+        self.xen.take_events(&mut |port| self.events.arrived(port));
+        if self.timers.next().is_some() {
+            self.timers.fire(self.xen.now());
+        }
+    }
+
+    /// Sleeps that long.
+    pub async fn sleep(&self, time: core::time::Duration) {
+        self.timers.sleep(self.xen.now() + time).await
+    }
+}

@@ -1,0 +1,228 @@
+//! The executor: tasks that take turns, on one vCPU.
+//!
+//! A woken task is queued once and polled once per time it is taken from the queue; which of the queued ones comes
+//! next is the caller's choice, so that a test can try every order. Wakers may be used from anywhere, futures stay.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::rc::Rc;
+use alloc::sync::Arc;
+use alloc::task::Wake;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::pin::Pin;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::{Context, Poll, Waker};
+
+use crate::port::Instant;
+
+/// Runs tasks; cloning gives another handle on the same one.
+#[derive(Clone, Default)]
+pub struct Executor(Rc<Tasks>);
+
+#[derive(Default)]
+struct Tasks {
+    tasks: RefCell<Vec<Option<Task>>>,
+    free: RefCell<Vec<usize>>,
+    ready: Arc<Ready>,
+}
+
+struct Task {
+    future: Pin<Box<dyn Future<Output = ()>>>,
+    wake: Arc<TaskWake>,
+}
+
+#[derive(Default)]
+struct Ready(spin::Mutex<VecDeque<usize>>);
+
+struct TaskWake {
+    task: usize,
+    queued: AtomicBool,
+    ready: Arc<Ready>,
+}
+
+impl Wake for TaskWake {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            self.ready.0.lock().push_back(self.task);
+        }
+    }
+}
+
+impl Executor {
+    /// Adds a task; it is polled first at a later [`turn`](Executor::turn).
+    pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
+        let mut tasks = self.0.tasks.borrow_mut();
+        let task = self.0.free.borrow_mut().pop().unwrap_or(tasks.len());
+        let wake = Arc::new(TaskWake { task, queued: AtomicBool::new(false), ready: self.0.ready.clone() });
+        let new = Some(Task { future: Box::pin(future), wake: wake.clone() });
+        match tasks.get_mut(task) {
+            Some(slot) => *slot = new,
+            None => tasks.push(new),
+        }
+        wake.wake();
+    }
+
+    /// Polls one of the ready tasks, the one `choose` names among so many; false if none is ready.
+    pub fn turn(&self, choose: &mut dyn FnMut(usize) -> usize) -> bool {
+        let task = {
+            let mut ready = self.0.ready.0.lock();
+            let Some(last) = ready.len().checked_sub(1) else { return false };
+            let chosen = if last == 0 { 0 } else { choose(last + 1).min(last) };
+            ready.remove(chosen)
+        };
+        let Some(id) = task else { return false };
+        // The task is out of the table while it runs: it may spawn others.
+        let Some(mut task) = self.0.tasks.borrow_mut().get_mut(id).and_then(Option::take) else { return true };
+        task.wake.queued.store(false, Ordering::Release);
+        let waker = Waker::from(task.wake.clone());
+        if task.future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+            self.0.tasks.borrow_mut()[id] = Some(task);
+        } else {
+            self.0.free.borrow_mut().push(id);
+        }
+        true
+    }
+
+    /// Tasks that have not ended.
+    pub fn tasks(&self) -> usize {
+        self.0.tasks.borrow().len() - self.0.free.borrow().len()
+    }
+}
+
+/// Who sleeps until when.
+#[derive(Default)]
+pub struct Timers {
+    sleepers: RefCell<BTreeMap<(Instant, u64), Waker>>,
+    serial: Cell<u64>,
+}
+
+impl Timers {
+    /// Wakes every sleeper whose time has come.
+    pub fn fire(&self, now: Instant) {
+        let mut sleepers = self.sleepers.borrow_mut();
+        while let Some(first) = sleepers.first_entry() {
+            if first.key().0 > now {
+                break;
+            }
+            first.remove().wake();
+        }
+    }
+
+    /// When the next sleeper is due.
+    pub fn next(&self) -> Option<Instant> {
+        self.sleepers.borrow().first_key_value().map(|(key, _)| key.0)
+    }
+
+    /// Sleeps until [`fire`](Timers::fire) is called with `until` or later.
+    pub fn sleep(&self, until: Instant) -> Sleep<'_> {
+        Sleep { timers: self, until, key: None }
+    }
+}
+
+/// A sleeper, see [`Timers::sleep`]; dropped, it is forgotten.
+pub struct Sleep<'a> {
+    timers: &'a Timers,
+    until: Instant,
+    key: Option<(Instant, u64)>,
+}
+
+impl Future for Sleep<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let timers = self.timers;
+        let mut sleepers = timers.sleepers.borrow_mut();
+        match self.key {
+            Some(key) => match sleepers.get_mut(&key) {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => return Poll::Ready(()),
+            },
+            None => {
+                let key = (self.until, timers.serial.replace(timers.serial.get() + 1));
+                sleepers.insert(key, cx.waker().clone());
+                self.key = Some(key);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.timers.sleepers.borrow_mut().remove(&key);
+        }
+    }
+}
+
+/// Lets every other ready task go first, once.
+pub async fn yield_now() {
+    let mut yielded = false;
+    core::future::poll_fn(|cx| {
+        if core::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_run_in_the_order_chosen_and_slots_are_used_again() {
+        let exec = Executor::default();
+        let order = Rc::new(RefCell::new(Vec::new()));
+        for i in 0..3 {
+            let order = order.clone();
+            exec.spawn(async move {
+                order.borrow_mut().push(i);
+                yield_now().await;
+                order.borrow_mut().push(i + 10);
+            });
+        }
+        while exec.turn(&mut |n| n - 1) {}
+        assert_eq!(*order.borrow(), [2, 12, 1, 11, 0, 10]);
+        assert_eq!(exec.tasks(), 0);
+        exec.spawn(async {});
+        assert_eq!((exec.0.tasks.borrow().len(), exec.tasks()), (3, 1));
+    }
+
+    #[test]
+    fn a_task_may_spawn_and_a_wake_before_the_poll_ends_is_not_lost() {
+        let exec = Executor::default();
+        let inner = exec.clone();
+        let done = Rc::new(Cell::new(0));
+        let seen = done.clone();
+        exec.spawn(async move {
+            inner.spawn(async move { seen.set(seen.get() + 1) });
+            yield_now().await;
+        });
+        while exec.turn(&mut |_| 0) {}
+        assert_eq!((done.get(), exec.tasks()), (1, 0));
+    }
+
+    #[test]
+    fn sleepers_wake_in_time_and_are_forgotten_when_dropped() {
+        let timers = Timers::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut first = Box::pin(timers.sleep(Instant(5)));
+        let mut second = Box::pin(timers.sleep(Instant(5)));
+        assert!(first.as_mut().poll(&mut cx).is_pending() && second.as_mut().poll(&mut cx).is_pending());
+        timers.fire(Instant(4));
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        assert_eq!(timers.next(), Some(Instant(5)));
+        drop(second);
+        timers.fire(Instant(5));
+        assert!(first.as_mut().poll(&mut cx).is_ready());
+        assert_eq!(timers.next(), None);
+    }
+}

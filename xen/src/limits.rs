@@ -1,0 +1,39 @@
+//! Every maximum, in one place, with what ties them together.
+
+/// Disks served at once.
+pub const VBDS: usize = 512;
+/// Requests of one disk in flight at once.
+pub const REQUESTS_PER_VBD: usize = 128;
+/// Requests taken from one ring before others get their turn.
+pub const REQUESTS_PER_TURN: usize = 32;
+/// Segments of one indirect request (`feature-max-indirect-segments`): 1 MiB.
+pub const SEGMENTS_INDIRECT: u16 = 256;
+/// log2 of the most pages of a ring (`max-ring-page-order`).
+pub const RING_ORDER: u32 = 4;
+/// Pages lent to the backend of one lower disk, for all data in flight to it: 4 MiB.
+pub const PAGES_PER_LOWER: usize = 1024;
+/// Requests in flight to one lower disk.
+pub const REQUESTS_PER_LOWER: usize = 256;
+/// Copies in one GNTTABOP_copy.
+pub const COPIES_PER_BATCH: usize = 2048;
+/// Times a copy or map is made again when Xen says GNTST_eagain.
+pub const AGAIN_TRIES: usize = 16;
+/// Xenstore requests waiting for their answers; C xenstored allows 20.
+pub const STORE_OUTSTANDING: usize = 16;
+/// Times a xenstore transaction is made again when another got in between.
+pub const STORE_TRANSACTION_TRIES: usize = 32;
+/// Changed paths kept for one watcher before they fold into the watched path itself (XSA-349).
+pub const WATCH_PATHS: usize = 64;
+/// Bytes of a `params` node we are willing to look at.
+pub const TARGET_BYTES: usize = 1024;
+/// Entries of the trace an epitaph shows.
+pub const TRACE_ENTRIES: usize = 64;
+
+const _: () = {
+    // A single request must be able to get all its pages, or it would wait for ever.
+    assert!(PAGES_PER_LOWER >= SEGMENTS_INDIRECT as usize);
+    assert!(REQUESTS_PER_TURN <= REQUESTS_PER_VBD);
+    // One full indirect request with its descriptor page fits a batch.
+    assert!(COPIES_PER_BATCH > SEGMENTS_INDIRECT as usize);
+    assert!(STORE_OUTSTANDING < 20);
+};
