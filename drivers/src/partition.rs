@@ -40,7 +40,9 @@ pub async fn find<D: Device>(disk: &D, lower: &Lower, number: u32) -> Result<Ext
     };
     found.map_err(|failed| match failed {
         Failed::Store(error) => OpenError::new(errno::EIO, format!("{lower}: reading the partition table: {error}")),
-        Failed::Table(bad) => OpenError::new(errno::EINVAL, format!("{lower}: the partition table is damaged: {bad:?}")),
+        Failed::Table(bad) => {
+            OpenError::new(errno::EINVAL, format!("{lower}: the partition table is damaged: {bad:?}"))
+        }
         Failed::None => OpenError::new(errno::ENOENT, format!("{lower}: no such partition")),
     })
 }

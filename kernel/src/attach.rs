@@ -158,7 +158,15 @@ mod tests {
         assert_eq!(Key::of("backend/vbd/5/51712/state"), Some(key));
         assert_eq!(Key::of("backend/vbd/5/51712"), Some(key));
         assert_eq!(Key::of("backend/vbd3/0/1"), Some(Key { kind: Kind::Vbd3, domain: DomId(0), device: 1 }));
-        for path in ["backend", "backend/vbd", "backend/vbd/5", "backend/vif/5/0", "backend/vbd/-5/1", "backend/vbd/65536/1", "x"] {
+        for path in [
+            "backend",
+            "backend/vbd",
+            "backend/vbd/5",
+            "backend/vif/5/0",
+            "backend/vbd/-5/1",
+            "backend/vbd/65536/1",
+            "x",
+        ] {
             assert_eq!(Key::of(path), None, "{path}");
         }
         assert_eq!(alloc::format!("{key}"), "backend/vbd/5/51712");

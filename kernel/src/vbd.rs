@@ -236,7 +236,11 @@ impl<X: Xen> Vbd<X> {
             Ok(_) | Err(Reason::NoEntry | Reason::NoSpace | Reason::Quota) => {}
             Err(reason) => return Err(reason),
         }
-        if closing { self.back.closing() } else { self.back.closed() }
+        if closing {
+            self.back.closing()
+        } else {
+            self.back.closed()
+        }
         Ok(())
     }
 
@@ -336,7 +340,8 @@ impl<X: Xen> Vbd<X> {
         let foreign = |grant| Foreign { domain: guest, grant: GrantRef(grant), access: Access::ReadWrite };
         let pages: Option<Vec<_>> = refs.into_iter().map(|r| r.map(foreign)).collect();
         let pages = pages.ok_or_else(|| refused("ring-ref is missing or no number"))?;
-        let memory = Mapped::new(domain, &pages).map_err(|no| refused(&format!("ring-ref cannot be mapped: {no:?}")))?;
+        let memory =
+            Mapped::new(domain, &pages).map_err(|no| refused(&format!("ring-ref cannot be mapped: {no:?}")))?;
         let shape = Shape::new(pages.len(), layout.entry_bytes());
         let back = BackRing::attach(memory, shape).map_err(|_| refused("ring is overrun from the start"))?;
         let channel = Channel::bind(domain, guest, Port(port))
@@ -347,7 +352,9 @@ impl<X: Xen> Vbd<X> {
 
     async fn front_text(&self, key: &str) -> Result<Option<String>, Trouble> {
         match self.shared.store.read_if_there(&format!("{}/{key}", self.front)).await {
-            Err(Reason::Access | Reason::Invalid) => Err(fatal(errno::EINVAL, format!("the frontend's {key} cannot be read"))),
+            Err(Reason::Access | Reason::Invalid) => {
+                Err(fatal(errno::EINVAL, format!("the frontend's {key} cannot be read")))
+            }
             text => Ok(text?),
         }
     }

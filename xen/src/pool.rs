@@ -47,9 +47,8 @@ impl<X: Xen> Pool<X> {
     /// Allocates and lends `pages` pages.
     pub fn new(domain: &Rc<Domain<X>>, to: DomId, pages: usize) -> Result<Self, NoPool> {
         let run = Run::new(pages)?;
-        let lent = (0..pages)
-            .map(|i| Lent::new(domain, run.page(i), to, Access::ReadWrite))
-            .collect::<Result<Vec<_>, _>>()?;
+        let lent =
+            (0..pages).map(|i| Lent::new(domain, run.page(i), to, Access::ReadWrite)).collect::<Result<Vec<_>, _>>()?;
         Ok(Pool {
             domain: domain.clone(),
             run,

@@ -168,7 +168,8 @@ impl<X: Xen> Store<X> {
     /// Watches `path` and all below it. The watcher is told once at the beginning, and then when something changed at
     /// or below `below` or above it. Watchers of one path share one watch of xenstored.
     pub async fn watch(&self, path: &str, below: &str) -> Result<Watch<X>, Reason> {
-        let watcher = Rc::new(Watcher { below: below.to_string(), changed: RefCell::default(), signal: Signal::default() });
+        let watcher =
+            Rc::new(Watcher { below: below.to_string(), changed: RefCell::default(), signal: Signal::default() });
         let shared = {
             let mut watches = self.wire.watches.borrow_mut();
             let watched = watches.iter_mut().find(|(_, watched)| watched.path == path);

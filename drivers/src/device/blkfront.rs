@@ -56,7 +56,8 @@ pub struct Blkfront<X: Xen> {
 impl<X: Xen> Blkfront<X> {
     /// A disk that is not connected yet; [`run`](Blkfront::run) does that.
     pub fn new(domain: &Rc<Domain<X>>, store: &Store<X>, device: u32) -> Rc<Self> {
-        let info = Info { sectors: 0, physical_bytes: SECTOR_BYTES as u32, read_only: true, flush: false, discard: None };
+        let info =
+            Info { sectors: 0, physical_bytes: SECTOR_BYTES as u32, read_only: true, flush: false, discard: None };
         Rc::new(Blkfront {
             domain: domain.clone(),
             store: store.clone(),

@@ -6,7 +6,9 @@ use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
 use core::task::{Poll, Waker};
 
-use protocol::blkif::{Answer, Ask, RESPONSE_BYTES, SEGMENTS_MAX, Layout, Segment, Status, Way, encode, encode_segments, SEGMENT_BYTES};
+use protocol::blkif::{
+    Answer, Ask, Layout, RESPONSE_BYTES, SEGMENT_BYTES, SEGMENTS_MAX, Segment, Status, Way, encode, encode_segments,
+};
 use protocol::mem::Memory;
 use protocol::ring::{Front, Shape};
 use xen::domain::Domain;
@@ -79,7 +81,9 @@ impl<X: Xen> Link<X> {
         let ring = Front::init(Span((0..offer.pages).map(|i| run.page(i)).collect()), shape);
         let indirect = offer.segments_indirect.min(u32::from(SEGMENTS_INDIRECT)) as usize;
         let descriptors: Vec<_> = match indirect > SEGMENTS_MAX {
-            true => (0..INDIRECT_IN_FLIGHT).map(|_| lend(PageRef::alone()?).map_err(NoPool::from)).collect::<Result<_, _>>()?,
+            true => (0..INDIRECT_IN_FLIGHT)
+                .map(|_| lend(PageRef::alone()?).map_err(NoPool::from))
+                .collect::<Result<_, _>>()?,
             false => Vec::new(),
         };
         let slots = (shape.slots as usize).min(REQUESTS_PER_LOWER);

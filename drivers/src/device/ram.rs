@@ -94,8 +94,13 @@ mod tests {
         let ram = Ram::new(3).unwrap();
         let mut pieces = Vec::new();
         now(ram.take(5, [(0u8, 8u8), (0, 4)].into_iter(), &mut pieces));
-        assert_eq!(pieces.iter().map(|p| (p.page.index(), p.first, p.sectors)).collect::<Vec<_>>(), [(0, 5, 3), (1, 0, 8), (2, 0, 1)]);
-        pieces.iter().for_each(|p| p.page.write(usize::from(p.first) * 512, &[7; 4096][..usize::from(p.sectors) * 512]));
+        assert_eq!(
+            pieces.iter().map(|p| (p.page.index(), p.first, p.sectors)).collect::<Vec<_>>(),
+            [(0, 5, 3), (1, 0, 8), (2, 0, 1)]
+        );
+        pieces
+            .iter()
+            .for_each(|p| p.page.write(usize::from(p.first) * 512, &[7; 4096][..usize::from(p.sectors) * 512]));
         ram.give(&mut pieces);
         assert_eq!(now(ram.submit(Op::Discard { sectors: 8 }, 6)), Ok(()));
         let mut seen = Vec::new();
