@@ -3,11 +3,21 @@
 //! In dom0 it brings up Xen's daemons and does the job that the host put beside it; in a guest it does what dom0 asks
 //! through the guest's own `data/` directory in xenstore. libxl also calls it as dom0's hotplug script.
 
+pub mod backend;
 pub mod dom0;
+pub mod domain;
+pub mod exercise;
+pub mod files;
+pub mod guest;
 pub mod hotplug;
 pub mod init;
+pub mod lower;
+pub mod pattern;
 pub mod probe;
 pub mod process;
+pub mod raw;
 pub mod reporter;
+pub mod scenarios;
 pub mod store;
 pub mod system;
+pub mod world;

@@ -74,6 +74,12 @@ pub fn wait_for_path(path: &str, limit: Duration) -> Result<()> {
     wait_until(&format!("{path} exists"), limit, || Path::new(path).exists())
 }
 
+/// Starts the machine, or the guest, anew.
+pub fn restart() -> Result<()> {
+    sync();
+    reboot(RebootCommand::Restart).context("rebooting")
+}
+
 /// Ends the machine, or the guest.
 pub fn power_off() -> Result<()> {
     sync();

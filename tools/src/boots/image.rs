@@ -94,11 +94,15 @@ impl Tree {
         ensure!(agent.exists(), "{} is not built: run `cargo build --release -p tools`", agent.display());
         let mut tree =
             Tree { archive: Archive::new(Vec::new()), folders: Vec::new(), libraries: Vec::new(), root: parts.root() };
-        for folder in ["/dev", "/proc", "/sys", "/run", "/tmp", "/tools", "/mnt", "/usr/bin", "/bin", "/lib64", "/etc"] {
+        for folder in ["/dev", "/proc", "/sys", "/run", "/tmp", "/tools", "/mnt", "/usr/bin", "/bin", "/sbin", "/lib64", "/etc"] {
             tree.folder(folder)?;
         }
         tree.archive.device("/dev/console", 5, 1)?;
         tree.program(agent, "/init")?;
+        // The kernel calls these when the toolstack asks a guest to go.
+        for name in ["poweroff", "reboot"] {
+            tree.archive.symlink(&format!("/sbin/{name}"), "/init")?;
+        }
         tree.copy_executable(&parts.root().join("bin/busybox"), "/bin/busybox")?;
         let loader = parts.root().join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
         tree.copy_executable(&loader, "/lib64/ld-linux-x86-64.so.2")?;

@@ -1,0 +1,244 @@
+//! What a frontend is asked to do with a disk, as words: the same words go to a guest through xenstore and to dom0
+//! itself, so every exercise can be done on either side.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::process::run;
+use super::system::wait_until;
+use super::{files, raw};
+
+/// The kernel announces a disk a moment after the backend says Connected.
+const APPEARS: Duration = Duration::from_secs(20);
+
+/// fio with a few hundred requests of up to 1 MiB, twice (write, verify), under emulation.
+const FIO: Duration = Duration::from_secs(180);
+
+/// One exercise. Offsets and lengths are bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exercise {
+    /// The disk is there; answers its size.
+    Appear { disk: String },
+    /// The disk goes away.
+    Vanish { disk: String },
+    /// Its size in bytes.
+    Size { disk: String },
+    /// The disk gets this size.
+    Grow { disk: String, bytes: u64 },
+    /// The whole life of a file system.
+    Cycle { disk: String, seed: u64, mebibytes: u64 },
+    /// The files of an earlier cycle are there.
+    Files { disk: String, seed: u64, mebibytes: u64 },
+    /// The files of an earlier cycle are deleted and their space given back.
+    Trim { disk: String },
+    /// fio writes at random and verifies.
+    Fio { disk: String, seed: u64 },
+    /// fio verifies what an earlier fio wrote, perhaps elsewhere.
+    FioCheck { disk: String, seed: u64 },
+    /// Writes the content of a seed.
+    Write { disk: String, offset: u64, length: u64, seed: u64 },
+    /// Demands the content of a seed.
+    Expect { disk: String, offset: u64, length: u64, seed: u64 },
+    /// Answers the CRC-32 of a range.
+    Checksum { disk: String, offset: u64, length: u64 },
+    /// Demands that writes are refused.
+    Refused { disk: String },
+    /// Writes and reads back without end, in the background.
+    Load { disk: String, seed: u64 },
+    /// How many rounds the load has done; an error if it met one.
+    Progress,
+    /// Ends the load after its round; answers the rounds.
+    Stop,
+}
+
+use Exercise::*;
+
+impl fmt::Display for Exercise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Appear { disk } => write!(f, "appear {disk}"),
+            Vanish { disk } => write!(f, "vanish {disk}"),
+            Size { disk } => write!(f, "size {disk}"),
+            Grow { disk, bytes } => write!(f, "grow {disk} {bytes}"),
+            Cycle { disk, seed, mebibytes } => write!(f, "cycle {disk} {seed} {mebibytes}"),
+            Files { disk, seed, mebibytes } => write!(f, "files {disk} {seed} {mebibytes}"),
+            Trim { disk } => write!(f, "trim {disk}"),
+            Fio { disk, seed } => write!(f, "fio {disk} {seed}"),
+            FioCheck { disk, seed } => write!(f, "fio-check {disk} {seed}"),
+            Write { disk, offset, length, seed } => write!(f, "write {disk} {offset} {length} {seed}"),
+            Expect { disk, offset, length, seed } => write!(f, "expect {disk} {offset} {length} {seed}"),
+            Checksum { disk, offset, length } => write!(f, "checksum {disk} {offset} {length}"),
+            Refused { disk } => write!(f, "refused {disk}"),
+            Load { disk, seed } => write!(f, "load {disk} {seed}"),
+            Progress => write!(f, "progress"),
+            Stop => write!(f, "stop"),
+        }
+    }
+}
+
+impl FromStr for Exercise {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Exercise> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let disk = || words.get(1).map(|&word| word.to_owned()).context("which disk?");
+        let number = |at: usize| -> Result<u64> { Ok(words.get(at).context("a number is missing")?.parse()?) };
+        Ok(match *words.first().context("no exercise")? {
+            "appear" => Appear { disk: disk()? },
+            "vanish" => Vanish { disk: disk()? },
+            "size" => Size { disk: disk()? },
+            "grow" => Grow { disk: disk()?, bytes: number(2)? },
+            "cycle" => Cycle { disk: disk()?, seed: number(2)?, mebibytes: number(3)? },
+            "files" => Files { disk: disk()?, seed: number(2)?, mebibytes: number(3)? },
+            "trim" => Trim { disk: disk()? },
+            "fio" => Fio { disk: disk()?, seed: number(2)? },
+            "fio-check" => FioCheck { disk: disk()?, seed: number(2)? },
+            "write" => Write { disk: disk()?, offset: number(2)?, length: number(3)?, seed: number(4)? },
+            "expect" => Expect { disk: disk()?, offset: number(2)?, length: number(3)?, seed: number(4)? },
+            "checksum" => Checksum { disk: disk()?, offset: number(2)?, length: number(3)? },
+            "refused" => Refused { disk: disk()? },
+            "load" => Load { disk: disk()?, seed: number(2)? },
+            "progress" => Progress,
+            "stop" => Stop,
+            other => bail!("no exercise is called {other:?}"),
+        })
+    }
+}
+
+/// Whoever does exercises: dom0 or a guest. It keeps the background load.
+#[derive(Default)]
+pub struct Gymnast {
+    load: Option<BackgroundLoad>,
+}
+
+struct BackgroundLoad {
+    rounds: Arc<AtomicU64>,
+    stop: Arc<AtomicU64>,
+    thread: thread::JoinHandle<Result<()>>,
+}
+
+impl Gymnast {
+    /// Does one exercise; the answer is a line for the report.
+    pub fn perform(&mut self, exercise: &Exercise) -> Result<String> {
+        let done = || String::from("done");
+        match exercise {
+            Appear { disk } => {
+                wait_until(&format!("{disk} is there"), APPEARS, || raw::size(disk).is_ok_and(|size| size > 0) && Path::new(disk).exists())?;
+                Ok(raw::size(disk)?.to_string())
+            }
+            Vanish { disk } => wait_until(&format!("{disk} is gone"), APPEARS, || raw::size(disk).is_err()).map(|()| done()),
+            Size { disk } => Ok(raw::size(disk)?.to_string()),
+            Grow { disk, bytes } => grow(disk, *bytes).map(|()| done()),
+            Cycle { disk, seed, mebibytes } => files::cycle(disk, *seed, *mebibytes),
+            Files { disk, seed, mebibytes } => files::verify(disk, *seed, *mebibytes),
+            Trim { disk } => files::delete_and_trim(disk),
+            Fio { disk, seed } => fio(disk, *seed, &["--do_verify=1"]),
+            FioCheck { disk, seed } => fio(disk, *seed, &["--verify_only"]),
+            Write { disk, offset, length, seed } => raw::write(disk, *offset, *length, *seed).map(|()| done()),
+            Expect { disk, offset, length, seed } => raw::expect(disk, *offset, *length, *seed).map(|()| done()),
+            Checksum { disk, offset, length } => Ok(format!("{:08x}", raw::checksum(disk, *offset, *length)?)),
+            Refused { disk } => raw::refused(disk),
+            Load { disk, seed } => self.begin_load(disk, *seed).map(|()| done()),
+            Progress => self.progress(),
+            Stop => self.end_load(),
+        }
+    }
+
+    fn begin_load(&mut self, disk: &str, seed: u64) -> Result<()> {
+        let (rounds, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (disk, counted, asked) = (disk.to_owned(), rounds.clone(), stop.clone());
+        let thread = thread::spawn(move || {
+            const LENGTH: u64 = 2 << 20;
+            let places = (raw::size(&disk)? / LENGTH).max(1);
+            while asked.load(Ordering::Relaxed) == 0 {
+                let round = counted.load(Ordering::Relaxed);
+                let offset = round % places * LENGTH;
+                raw::write(&disk, offset, LENGTH, seed + round)?;
+                raw::expect(&disk, offset, LENGTH, seed + round)?;
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        self.load = Some(BackgroundLoad { rounds, stop, thread });
+        Ok(())
+    }
+
+    fn progress(&mut self) -> Result<String> {
+        let load = self.load.as_ref().context("no load is running")?;
+        if load.thread.is_finished() {
+            return self.end_load().and_then(|rounds| bail!("the load ended by itself after {rounds} rounds"));
+        }
+        Ok(load.rounds.load(Ordering::Relaxed).to_string())
+    }
+
+    fn end_load(&mut self) -> Result<String> {
+        let load = self.load.take().context("no load is running")?;
+        load.stop.store(1, Ordering::Relaxed);
+        match load.thread.join() {
+            Ok(result) => result?,
+            Err(_) => bail!("the load panicked"),
+        }
+        Ok(load.rounds.load(Ordering::Relaxed).to_string())
+    }
+}
+
+/// blkback looks at its disk's size only when a request wakes it, so something must be read.
+fn grow(disk: &str, bytes: u64) -> Result<()> {
+    wait_until(&format!("{disk} has {bytes} bytes"), APPEARS, || {
+        raw::checksum(disk, 0, 4096).is_ok() && raw::size(disk).is_ok_and(|size| size == bytes)
+    })
+}
+
+/// Two runs, one after the other: sizes over the whole range, and many small ones that share pages and segments.
+fn fio(disk: &str, seed: u64, mode: &[&str]) -> Result<String> {
+    let (filename, seed) = (format!("--filename={disk}"), format!("--randseed={seed}"));
+    let mut words = vec![
+        "fio", "--thread", "--direct=1", "--ioengine=libaio", "--iodepth=32", "--rw=randwrite", "--verify=crc32",
+        "--verify_fatal=1", "--verify_state_save=0", "--randrepeat=1", &filename, &seed,
+    ];
+    words.extend_from_slice(mode);
+    words.extend_from_slice(&["--name=large", "--bsrange=512-1M", "--offset=0", "--size=40M"]);
+    words.extend_from_slice(&["--name=small", "--stonewall", "--bsrange=512-16k", "--offset=40M", "--size=4M"]);
+    let out = run(&words, FIO)?;
+    let totals = out.lines().filter(|line| line.contains("issued rwts")).map(str::trim).collect::<Vec<_>>().join("; ");
+    Ok(totals)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_exercises_are_the_same() {
+        let disk = || "/dev/xvda".to_owned();
+        for exercise in [
+            Appear { disk: disk() },
+            Vanish { disk: disk() },
+            Size { disk: disk() },
+            Grow { disk: disk(), bytes: 1 },
+            Cycle { disk: disk(), seed: 1, mebibytes: 2 },
+            Files { disk: disk(), seed: 1, mebibytes: 2 },
+            Trim { disk: disk() },
+            Fio { disk: disk(), seed: 3 },
+            FioCheck { disk: disk(), seed: 3 },
+            Write { disk: disk(), offset: 1, length: 2, seed: 3 },
+            Expect { disk: disk(), offset: 1, length: 2, seed: 3 },
+            Checksum { disk: disk(), offset: 1, length: 2 },
+            Refused { disk: disk() },
+            Load { disk: disk(), seed: 9 },
+            Progress,
+            Stop,
+        ] {
+            assert_eq!(exercise.to_string().parse::<Exercise>().unwrap(), exercise);
+        }
+        assert!("jump /dev/xvda".parse::<Exercise>().is_err());
+        assert!("write /dev/xvda 1".parse::<Exercise>().is_err());
+    }
+}

@@ -1,0 +1,86 @@
+//! Lower disks: what stands in dom0 for hardware. Each is a sparse file in memory behind a loop device, so dom0 can look
+//! at it past everybody, see how much of it is in use, and let it grow.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::mount::MountFlags;
+
+use super::process::run;
+use super::system::mount_at;
+
+/// Setting up a loop device.
+const PROMPT: Duration = Duration::from_secs(30);
+
+/// The loop device with the disk of tools.
+pub const TOOLS_LOOP: &str = "/dev/loop7";
+
+/// The loop device through which dom0 looks at a lower disk: a fresh one has no old pages in its cache.
+const LOOKING_LOOP: &str = "/dev/loop6";
+
+/// One lower disk.
+pub struct Lower {
+    file: String,
+    /// The block device that a backend is given.
+    pub device: String,
+}
+
+impl Lower {
+    /// Makes disk number `index` with so many mebibytes, all holes.
+    pub fn new(index: usize, mebibytes: u64) -> Result<Lower> {
+        let lower = Lower { file: format!("/disks/{index}"), device: format!("/dev/loop{index}") };
+        File::create(&lower.file)?.set_len(mebibytes << 20)?;
+        attach(&lower.device, &lower.file)?;
+        Ok(lower)
+    }
+
+    /// Cuts the disk in two with a GPT: a first partition of so many mebibytes, and the rest.
+    pub fn partition(&self, first_mebibytes: u64) -> Result<()> {
+        fs::write("/tmp/layout", format!("label: gpt\n,{first_mebibytes}M\n,\n"))?;
+        run(&["busybox", "sh", "-c", &format!("sfdisk {} < /tmp/layout", self.device)], PROMPT).map(drop)
+    }
+
+    /// Where a partition begins, in bytes, as Linux reads the table.
+    pub fn partition_start(&self, number: u32) -> Result<u64> {
+        let name = self.device.trim_start_matches("/dev/");
+        let path = format!("/sys/class/block/{name}p{number}/start");
+        let sectors = fs::read_to_string(&path).with_context(|| format!("dom0's kernel knows no {name}p{number}"))?;
+        Ok(sectors.trim().parse::<u64>()? * 512)
+    }
+
+    /// Makes the disk larger under whoever uses it.
+    pub fn grow(&self, mebibytes: u64) -> Result<()> {
+        OpenOptions::new().write(true).open(&self.file)?.set_len(mebibytes << 20)?;
+        run(&["busybox", "losetup", "-c", &self.device], PROMPT).map(drop)
+    }
+
+    /// How many bytes of the disk are in use, holes not counted.
+    pub fn used(&self) -> Result<u64> {
+        Ok(fs::metadata(&self.file)?.blocks() * 512)
+    }
+
+    /// Looks at the disk from dom0 itself, through a device nobody used before.
+    pub fn look<T>(&self, look: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+        attach(LOOKING_LOOP, &self.file)?;
+        let seen = look(LOOKING_LOOP);
+        run(&["busybox", "losetup", "-d", LOOKING_LOOP], PROMPT)?;
+        seen
+    }
+}
+
+fn attach(device: &str, file: &str) -> Result<()> {
+    run(&["busybox", "losetup", "-P", device, file], PROMPT).map(drop)
+}
+
+/// Makes the place where the lower disks' files are. Holes take no memory.
+pub fn mount_place() -> Result<()> {
+    mount_at("disks", "tmpfs", "/disks", MountFlags::empty(), c"size=900m")
+}
+
+/// Mounts the disk of tools, which guests get as well.
+pub fn mount_tools() -> Result<()> {
+    run(&["busybox", "losetup", "-r", TOOLS_LOOP, "/boot/tools.img"], PROMPT)?;
+    mount_at(TOOLS_LOOP, "ext4", "/tools", MountFlags::RDONLY, c"")
+}
