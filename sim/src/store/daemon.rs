@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use xen::port::DomId;
 
+use crate::fault::Fault;
 use crate::random::Random;
 use crate::store::tree::{self, Errno, Node, Permission, Tree, Want};
-use crate::world::DOM0;
+use crate::world::{DOM0, World};
 
 /// `enum xsd_sockmsg_type`.
 #[allow(missing_docs)]
@@ -97,34 +98,29 @@ struct Fired {
 
 /// The state of xenstored.
 pub struct Daemon {
+    world: World,
     random: Random,
     tree: Tree,
     peers: BTreeMap<u32, Peer>,
     next_peer: u32,
     next_transaction: u32,
-    conflicts: u32,
 }
 
 impl Daemon {
-    pub(crate) fn new(random: Random) -> Self {
+    pub(crate) fn new(world: &World, random: Random) -> Self {
         Daemon {
+            world: world.clone(),
             random,
             tree: Tree::default(),
             peers: BTreeMap::new(),
             next_peer: 1,
             next_transaction: 1,
-            conflicts: 0,
         }
     }
 
     /// The nodes.
     pub fn tree(&self) -> &Tree {
         &self.tree
-    }
-
-    /// The next `times` commits of unprivileged domains meet a conflict.
-    pub(crate) fn conflict(&mut self, times: u32) {
-        self.conflicts += times;
     }
 
     pub(crate) fn open(&mut self, domain: DomId) -> u32 {
@@ -293,8 +289,7 @@ impl Daemon {
         if !commit {
             return Ok(b"OK\0".to_vec());
         }
-        if who != DOM0 && self.conflicts > 0 {
-            self.conflicts -= 1;
+        if who != DOM0 && self.world.faults().strikes(Fault::Conflict) {
             return Err(Errno::EAGAIN);
         }
         let generation = |tree: &Tree, at: &str| tree.get(at).map(|node| node.generation);

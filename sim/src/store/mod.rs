@@ -35,7 +35,7 @@ impl Store {
     pub fn new(world: &World, mut random: Random) -> Self {
         Store {
             world: world.clone(),
-            daemon: Rc::new(RefCell::new(Daemon::new(random.fork()))),
+            daemon: Rc::new(RefCell::new(Daemon::new(world, random.fork()))),
             connections: Rc::default(),
             random: Rc::new(RefCell::new(random)),
         }

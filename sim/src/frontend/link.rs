@@ -1,0 +1,228 @@
+//! A frontend's ring while there is one: its pages, its grants, its port, and what is under way.
+
+use std::collections::BTreeMap;
+
+use protocol::mem::Memory;
+use xen::page::{PAGE_BYTES, PageRef};
+use xen::port::{Access, DomId, GrantRef, Port};
+
+use crate::blkif::{Body, FrontRing, Layout, Request, Response, SECTOR, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Segment, status};
+use crate::frontend::workload::Io;
+use crate::random::Random;
+use crate::world::World;
+
+/// What fills a page around and before the payload: whoever writes outside the segment is seen.
+const FILL: u8 = 0xe5;
+
+struct Piece {
+    page: PageRef,
+    grant: GrantRef,
+    first: usize,
+    sectors: usize,
+}
+
+struct Flight {
+    io: Io,
+    pieces: Vec<Piece>,
+    tables: Vec<GrantRef>,
+}
+
+/// An answered request.
+pub(crate) struct Done {
+    pub io: Io,
+    pub status: i16,
+    /// What was read.
+    pub data: Vec<u8>,
+}
+
+/// How to make one.
+pub(crate) struct Geometry {
+    pub guest: DomId,
+    pub backend: DomId,
+    pub devid: u32,
+    pub layout: Layout,
+    pub order: u32,
+}
+
+pub(crate) struct Link {
+    world: World,
+    random: Random,
+    guest: DomId,
+    backend: DomId,
+    ring: FrontRing,
+    pub grants: Vec<GrantRef>,
+    pub port: Port,
+    flights: BTreeMap<u64, Flight>,
+    /// Segments in one request: 11, or more where the backend offers indirect ones.
+    pub segments_max: usize,
+}
+
+impl Link {
+    pub fn new(world: &World, random: Random, geometry: &Geometry) -> Self {
+        let Geometry { guest, backend, .. } = *geometry;
+        let pages: Vec<PageRef> = (0..1 << geometry.order).map(|_| page()).collect();
+        let lend = |page| world.lend(guest, page, backend, Access::ReadWrite).expect("a guest's table is large");
+        let grants = pages.iter().map(lend).collect();
+        Link {
+            world: world.clone(),
+            random,
+            guest,
+            backend,
+            ring: FrontRing::new(pages, geometry.layout, geometry.devid as u16),
+            grants,
+            port: world.alloc_unbound(guest, backend).expect("a guest has ports"),
+            flights: BTreeMap::new(),
+            segments_max: SEGMENTS_MAX,
+        }
+    }
+
+    /// How many requests wait for their answer.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Whether there is a slot beyond those of `batch`, and nothing under way that this one would race with.
+    pub fn fits(&self, io: &Io, batch: &[Io]) -> bool {
+        let mut others = self.flights.values().map(|flight| &flight.io).chain(batch);
+        self.ring.free() as usize > batch.len() && others.all(|other| other.independent(io))
+    }
+
+    /// Puts requests on the ring and tells the backend if it asked to be told.
+    pub fn submit(&mut self, ios: Vec<Io>) {
+        for io in ios {
+            let request = self.build(io);
+            self.ring.put(&request);
+        }
+        if self.ring.publish() {
+            self.world.notify(self.guest, self.port);
+        }
+    }
+
+    fn build(&mut self, io: Io) -> Request {
+        let id = loop {
+            let id = if self.random.one_in(2) { self.random.next() } else { self.random.below(64) };
+            if !self.flights.contains_key(&id) {
+                break id;
+            }
+        };
+        let (op, (sector, sectors)) = (io.op(), io.range());
+        let (mut pieces, mut tables) = (Vec::new(), Vec::new());
+        let body = match &io {
+            Io::Discard { .. } => Body::Discard { sectors },
+            Io::Flush => Body::Segments(Vec::new()),
+            Io::Read { .. } => {
+                pieces = self.pieces(sectors as usize, None);
+                self.body(&pieces, &mut tables)
+            }
+            Io::Write { data, .. } => {
+                pieces = self.pieces(sectors as usize, Some(data));
+                self.body(&pieces, &mut tables)
+            }
+        };
+        self.flights.insert(id, Flight { io, pieces, tables });
+        // A flush names no place; Linux leaves whatever was there.
+        let sector = if op == crate::blkif::op::FLUSH { self.random.next() } else { sector };
+        Request { op, id, sector, body }
+    }
+
+    /// Pages for that many sectors, cut as the seed likes, granted no more than needed.
+    fn pieces(&mut self, sectors: usize, data: Option<&[u8]>) -> Vec<Piece> {
+        let (mut pieces, mut done) = (Vec::new(), 0);
+        while done < sectors {
+            let left = sectors - done;
+            let after = self.segments_max - pieces.len() - 1;
+            let least = left.saturating_sub(8 * after).max(1);
+            let most = left.min(8);
+            let size = if self.random.one_in(3) { self.random.between(least as u64, most as u64) as usize } else { most };
+            let first = self.random.index(8 - size + 1);
+            let page = page();
+            page.write(0, &[FILL; PAGE_BYTES]);
+            if let Some(data) = data {
+                page.write(first * SECTOR, &data[done * SECTOR..(done + size) * SECTOR]);
+            }
+            let access = if data.is_some() { Access::ReadOnly } else { Access::ReadWrite };
+            let grant = self.world.lend(self.guest, &page, self.backend, access).expect("a guest's table is large");
+            pieces.push(Piece { page, grant, first, sectors: size });
+            done += size;
+        }
+        pieces
+    }
+
+    fn body(&self, pieces: &[Piece], tables: &mut Vec<GrantRef>) -> Body {
+        let segment = |piece: &Piece| Segment {
+            grant: piece.grant,
+            first: piece.first as u8,
+            last: (piece.first + piece.sectors - 1) as u8,
+        };
+        if pieces.len() <= SEGMENTS_MAX {
+            return Body::Segments(pieces.iter().map(segment).collect());
+        }
+        for pieces in pieces.chunks(SEGMENTS_PER_PAGE) {
+            let table = page();
+            for (i, piece) in pieces.iter().enumerate() {
+                table.write(8 * i, &segment(piece).encode());
+            }
+            let grant = self.world.lend(self.guest, &table, self.backend, Access::ReadOnly);
+            tables.push(grant.expect("a guest's table is large"));
+        }
+        Body::Indirect { count: pieces.len() as u16, pages: tables.clone() }
+    }
+
+    /// Takes all answers there are, and asks for an event at the next.
+    pub fn interrupt(&mut self) -> Result<Vec<Done>, String> {
+        let mut all = Vec::new();
+        loop {
+            while let Some(response) = self.ring.take()? {
+                all.push(self.finish(response)?);
+            }
+            if !self.ring.arm() {
+                return Ok(all);
+            }
+        }
+    }
+
+    fn finish(&mut self, response: Response) -> Result<Done, String> {
+        let Response { id, op, status } = response;
+        let flight = self.flights.remove(&id).ok_or(format!("an answer to {id:#x}, which is not under way"))?;
+        if op != flight.io.op() {
+            return Err(format!("operation {} answered as {op}", flight.io.op()));
+        }
+        if !matches!(status, status::OKAY | status::ERROR | status::EOPNOTSUPP) {
+            return Err(format!("status {status}"));
+        }
+        for grant in flight.pieces.iter().map(|piece| piece.grant).chain(flight.tables) {
+            let ended = self.world.reclaim(self.guest, grant);
+            ended.map_err(|_| format!("answered {id:#x} while its page is still mapped"))?;
+        }
+        let mut data = Vec::new();
+        for piece in &flight.pieces {
+            let mut bytes = [0; PAGE_BYTES];
+            piece.page.read(0, &mut bytes);
+            let (start, end) = (piece.first * SECTOR, (piece.first + piece.sectors) * SECTOR);
+            if bytes[..start].iter().chain(&bytes[end..]).any(|byte| *byte != FILL) {
+                return Err(format!("{id:#x} wrote outside its segment"));
+            }
+            data.extend_from_slice(&bytes[start..end]);
+        }
+        match &flight.io {
+            Io::Write { data: meant, .. } if *meant != data => Err(format!("{id:#x} changed the page it was to write")),
+            _ => Ok(Done { io: flight.io, status, data }),
+        }
+    }
+
+    /// Ends it: what was under way, and the grants that are left, ring first.
+    pub fn end(self) -> (Vec<Io>, Vec<GrantRef>) {
+        self.world.close(self.guest, self.port);
+        let mut grants = self.grants;
+        let mut ios = Vec::new();
+        for flight in self.flights.into_values() {
+            grants.extend(flight.pieces.iter().map(|piece| piece.grant).chain(flight.tables));
+            ios.push(flight.io);
+        }
+        (ios, grants)
+    }
+}
+
+fn page() -> PageRef {
+    PageRef::alone().expect("memory for a test")
+}

@@ -1,0 +1,534 @@
+//! A guest's block frontend: the state walk of Linux or of OVMF, and judge of everything the backend does.
+//!
+//! It sleeps until it is notified. Whatever a backend may never do to an honest guest is a panic here: a wrong or
+//! second answer, data that is not what was written, a page still mapped after its answer.
+
+mod link;
+pub mod workload;
+
+use std::collections::VecDeque;
+
+use xen::port::{DomId, GrantRef};
+
+use crate::blkif::{Layout, SEGMENTS_MAX, status};
+use crate::disk::SharedModel;
+use crate::frontend::link::{Done, Geometry, Link};
+pub use crate::frontend::workload::{Io, Workload};
+use crate::random::Random;
+use crate::run::Actor;
+use crate::store::{Client, Store};
+use crate::world::World;
+
+/// Requests of [`Frontend::ask`] that are under way at once.
+const DEPTH_MAX: usize = 32;
+
+/// Whose way of shaking hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// 1, wait for 2, 3, wait for 4, 4.
+    Linux,
+    /// 1 to 4 at once, then wait for 4 and be upset by anything above it.
+    Ovmf,
+    /// Linux after a migration: rewrites its keys and goes to 3 whatever the backend shows.
+    Resumed,
+}
+
+/// What kind of guest it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How it shakes hands.
+    pub style: Style,
+    /// How its compiler lays requests out.
+    pub layout: Layout,
+    /// The ring order it would like.
+    pub order: u32,
+    /// Segments it would put in an indirect request; 0 is a guest that knows of none.
+    pub indirect: usize,
+    /// It closes without waiting for what is under way, as a crash kernel does.
+    pub abrupt: bool,
+    /// It bears errors; else an error is a panic.
+    pub errors: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let (style, layout) = (Style::Linux, Layout::X86_64);
+        Options { style, layout, order: 0, indirect: 32, abrupt: false, errors: false }
+    }
+}
+
+impl Options {
+    /// A Linux-like guest of whatever geometry the seed likes.
+    pub fn any(random: &mut Random) -> Self {
+        Options {
+            layout: random.pick(&[Layout::X86_64, Layout::X86_32]),
+            order: random.below(5) as u32,
+            indirect: random.pick(&[0, 32, 256]),
+            ..Options::default()
+        }
+    }
+}
+
+/// Where the frontend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// No device directory.
+    Absent,
+    /// State 1.
+    Initialising,
+    /// The ring is published; the backend is to connect.
+    Offered,
+    /// State 4.
+    Connected,
+    /// To close, once nothing is under way.
+    Draining,
+    /// State 5.
+    Closing,
+    /// State 6.
+    Closed,
+    /// Closed, and everything taken back.
+    Off,
+    /// The guest does not run any more.
+    Dead,
+}
+
+/// What came of a guest's requests.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub reads: u32,
+    pub writes: u32,
+    pub flushes: u32,
+    pub discards: u32,
+    pub errors: u32,
+    pub unsupported: u32,
+    /// Under way when the ring was taken down.
+    pub lost: u32,
+    /// Events without an answer.
+    pub spurious: u32,
+    pub connects: u32,
+}
+
+/// What the backend said of the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Its size.
+    pub sectors: u64,
+    /// Its logical sector.
+    pub sector_size: u64,
+    /// `VDISK_*` bits.
+    pub info: u64,
+    /// It flushes.
+    pub flush: bool,
+    /// It discards.
+    pub discard: bool,
+    /// Indirect segments.
+    pub indirect: usize,
+}
+
+/// One frontend.
+pub struct Frontend {
+    world: World,
+    client: Client,
+    random: Random,
+    guest: DomId,
+    devid: u32,
+    dir: String,
+    backend: DomId,
+    backend_dir: String,
+    phase: Phase,
+    link: Option<Link>,
+    model: SharedModel,
+    wanted: VecDeque<Io>,
+    workload: Option<Workload>,
+    deferred: Vec<GrantRef>,
+    again: Option<Style>,
+    /// How it behaves; may be changed between connections.
+    pub options: Options,
+    /// What came of it.
+    pub tally: Tally,
+    /// What the backend said last.
+    pub offer: Offer,
+    /// It stops looking at its ring and at xenstore, as a paused or stuck guest does.
+    pub silent: bool,
+}
+
+impl Frontend {
+    /// A guest's driver for one device, there from now on, whether the device is or not.
+    pub fn new(store: &Store, world: &World, random: Random, guest: DomId, devid: u32, model: SharedModel) -> Self {
+        let dir = format!("/local/domain/{}/device/vbd/{devid}", guest.0);
+        let client = store.client(guest);
+        client.watch("device/vbd", "device").expect("a guest has watches");
+        Frontend {
+            world: world.clone(),
+            client,
+            random,
+            guest,
+            devid,
+            dir,
+            backend: DomId(0),
+            backend_dir: String::new(),
+            phase: Phase::Absent,
+            link: None,
+            model,
+            wanted: VecDeque::new(),
+            workload: None,
+            deferred: Vec::new(),
+            again: None,
+            options: Options::default(),
+            tally: Tally::default(),
+            offer: Offer::default(),
+            silent: false,
+        }
+    }
+
+    /// Where it is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Whether it is connected with nothing to do and nothing under way.
+    pub fn at_rest(&self) -> bool {
+        self.phase == Phase::Connected
+            && self.workload.is_none()
+            && self.wanted.is_empty()
+            && self.in_flight() == 0
+    }
+
+    /// How many requests wait for their answer.
+    pub fn in_flight(&self) -> usize {
+        self.link.as_ref().map_or(0, Link::in_flight)
+    }
+
+    /// Asks for one thing.
+    pub fn ask(&mut self, io: Io) {
+        self.wanted.push_back(io);
+        self.world.stir();
+    }
+
+    /// Starts a stream of requests.
+    pub fn work(&mut self, workload: Workload) {
+        self.workload = Some(workload);
+        self.world.stir();
+    }
+
+    /// Asks for the whole disk, to compare it with the model.
+    pub fn read_all(&mut self) {
+        let sectors = self.offer.sectors;
+        for sector in (0..sectors).step_by(88) {
+            self.ask(Io::Read { sector, sectors: (sectors - sector).min(88) });
+        }
+    }
+
+    /// The guest closes the device, and with a style comes back to it, as after a reboot or a kexec.
+    pub fn close(&mut self, again: Option<Style>) {
+        self.again = again;
+        self.phase = Phase::Draining;
+        self.workload = None;
+        self.wanted.clear();
+        self.world.stir();
+    }
+
+    /// The guest is gone, from one moment to the next.
+    pub fn kill(&mut self) {
+        if let Some(link) = self.link.take() {
+            let (ios, _) = link.end();
+            self.lose(ios);
+        }
+        self.deferred.clear();
+        self.phase = Phase::Dead;
+    }
+
+    fn fail(&self, why: &str) -> ! {
+        panic!("frontend {}/{} in phase {:?}: {why}", self.guest.0, self.devid, self.phase)
+    }
+
+    fn lose(&mut self, ios: Vec<Io>) {
+        self.tally.lost += ios.len() as u32;
+        for io in ios.iter().filter(|io| io.changes()) {
+            let (sector, sectors) = io.range();
+            self.model.borrow_mut().doubt(sector, sectors);
+        }
+    }
+
+    fn state(&self, state: u32) {
+        let written = self.client.write(&format!("{}/state", self.dir), &state.to_string());
+        // The toolstack may have taken the directory a moment ago; the watch will tell.
+        let _gone = written.is_err();
+    }
+
+    fn back(&self, key: &str) -> Option<u64> {
+        self.client.number(&format!("{}/{key}", self.backend_dir))
+    }
+
+    /// Looks at both states and does what is due, one step.
+    fn follow(&mut self) {
+        if self.phase == Phase::Absent {
+            return self.probe();
+        }
+        if !self.client.exists(&format!("{}/backend", self.dir)) {
+            return self.removed();
+        }
+        let back = self.back("state").unwrap_or(0);
+        match (self.phase, back) {
+            (Phase::Initialising, 2) => self.connect(3),
+            (Phase::Offered, 4) => self.connected(),
+            (Phase::Offered, 5..) if self.options.style == Style::Ovmf => {
+                self.fail(&format!("the backend went to {back} while OVMF waits for 4"))
+            }
+            (Phase::Connected, 4) => self.look(),
+            (Phase::Initialising | Phase::Offered | Phase::Connected, 5 | 6) => {
+                self.phase = Phase::Draining;
+                self.workload = None;
+                self.wanted.clear();
+            }
+            (Phase::Closing, 5 | 6) => {
+                self.state(6);
+                self.phase = Phase::Closed;
+            }
+            (Phase::Closed, 6 | 0) => self.closed(),
+            _ => {}
+        }
+    }
+
+    fn probe(&mut self) {
+        let Ok(backend_dir) = self.client.read(&format!("{}/backend", self.dir)) else { return };
+        let Some(id) = self.client.number(&format!("{}/backend-id", self.dir)) else { return };
+        self.backend = DomId(id as u16);
+        self.backend_dir = backend_dir;
+        self.client.watch(&format!("{}/state", self.backend_dir), "backend").expect("a guest has watches");
+        self.phase = Phase::Initialising;
+        self.begin();
+    }
+
+    /// What a driver does first; Linux waits for the backend.
+    fn begin(&mut self) {
+        match self.options.style {
+            Style::Linux => self.follow(),
+            Style::Ovmf => self.connect(4),
+            Style::Resumed => self.connect(3),
+        }
+    }
+
+    /// Makes a ring and publishes it.
+    fn connect(&mut self, state: u32) {
+        let order_max = self.back("max-ring-page-order").unwrap_or(0) as u32;
+        let order = if self.options.style == Style::Ovmf { 0 } else { self.options.order.min(order_max) };
+        let (guest, backend, devid, layout) = (self.guest, self.backend, self.devid, self.options.layout);
+        let geometry = Geometry { guest, backend, devid, layout, order };
+        let link = Link::new(&self.world, self.random.fork(), &geometry);
+        let written = self.client.together(|store| {
+            let put = |key: &str, value: u32| store.write(&format!("{}/{key}", self.dir), &value.to_string());
+            if order == 0 {
+                put("ring-ref", link.grants[0].0)?;
+            } else {
+                put("ring-page-order", order)?;
+                for (i, grant) in link.grants.iter().enumerate() {
+                    put(&format!("ring-ref{i}"), grant.0)?;
+                }
+            }
+            put("event-channel", link.port.0)?;
+            put("feature-persistent", 0)?;
+            store.write(&format!("{}/protocol", self.dir), layout.protocol())
+        });
+        self.link = Some(link);
+        self.phase = Phase::Offered;
+        if written.is_ok() {
+            self.state(state);
+        }
+    }
+
+    fn connected(&mut self) {
+        self.look();
+        let knows = if self.options.style == Style::Ovmf { 0 } else { self.options.indirect };
+        let segments = knows.min(self.offer.indirect).max(SEGMENTS_MAX);
+        self.link.as_mut().expect("offered one").segments_max = segments;
+        self.phase = Phase::Connected;
+        self.tally.connects += 1;
+        if self.options.style != Style::Ovmf {
+            self.state(4);
+        }
+    }
+
+    /// Reads what the backend says of the disk: at first, and whenever it writes its state again.
+    fn look(&mut self) {
+        let offer = Offer {
+            sectors: self.back("sectors").unwrap_or_else(|| self.fail("connected without sectors")),
+            sector_size: self.back("sector-size").unwrap_or_else(|| self.fail("connected without sector-size")),
+            info: self.back("info").unwrap_or_else(|| self.fail("connected without info")),
+            flush: self.back("feature-flush-cache") == Some(1),
+            discard: self.back("feature-discard") == Some(1),
+            indirect: self.back("feature-max-indirect-segments").unwrap_or(0) as usize,
+        };
+        if offer.sectors != self.model.borrow().sectors() {
+            self.model.borrow_mut().resize(offer.sectors);
+        }
+        self.offer = offer;
+    }
+
+    /// The backend is done with the ring: everything can be taken back now.
+    fn closed(&mut self) {
+        self.phase = Phase::Off;
+        if let Some(link) = self.link.take() {
+            let (ios, grants) = link.end();
+            self.lose(ios);
+            for grant in grants {
+                if self.world.reclaim(self.guest, grant).is_err() {
+                    self.fail("the backend says it is closed and still maps our pages");
+                }
+            }
+        }
+        if let Some(style) = self.again.take() {
+            self.options.style = style;
+            self.phase = Phase::Initialising;
+            self.state(1);
+            self.begin();
+        }
+    }
+
+    /// The toolstack took the directory. The backend may not have noticed; its pages come back when it has.
+    fn removed(&mut self) {
+        let _gone = self.client.unwatch(&format!("{}/state", self.backend_dir), "backend");
+        if let Some(link) = self.link.take() {
+            let (ios, grants) = link.end();
+            self.lose(ios);
+            self.deferred.extend(grants);
+        }
+        self.workload = None;
+        self.wanted.clear();
+        self.phase = Phase::Absent;
+    }
+
+    fn drain(&mut self) -> bool {
+        if self.in_flight() > 0 && !self.options.abrupt {
+            return false;
+        }
+        // Who is asked to close goes straight to 6; who closes of its own will says so first.
+        let asked = matches!(self.back("state"), Some(5 | 6) | None);
+        self.phase = if asked { Phase::Closed } else { Phase::Closing };
+        self.state(if asked { 6 } else { 5 });
+        self.follow();
+        true
+    }
+
+    fn interrupt(&mut self) -> bool {
+        let Some(link) = &mut self.link else { return false };
+        if !self.world.take_event(self.guest, link.port) {
+            return false;
+        }
+        let done = match link.interrupt() {
+            Ok(done) => done,
+            Err(why) => self.fail(&why),
+        };
+        if done.is_empty() {
+            self.tally.spurious += 1;
+        }
+        for done in done {
+            self.account(done);
+        }
+        true
+    }
+
+    fn account(&mut self, done: Done) {
+        let Done { io, status, data } = done;
+        let (sector, sectors) = io.range();
+        if status != status::OKAY {
+            if status == status::EOPNOTSUPP {
+                self.tally.unsupported += 1;
+            } else {
+                self.tally.errors += 1;
+            }
+            if !self.options.errors {
+                self.fail(&format!("status {status} for operation {} at {sector}+{sectors}", io.op()));
+            }
+            return;
+        }
+        match io {
+            Io::Read { .. } => {
+                self.tally.reads += 1;
+                if let Err(at) = self.model.borrow_mut().saw(sector, &data) {
+                    self.fail(&format!("sector {at} (read {sector}+{sectors}) is not what was written"));
+                }
+            }
+            Io::Write { data, .. } => {
+                self.tally.writes += 1;
+                self.model.borrow_mut().wrote(sector, &data);
+            }
+            Io::Flush => self.tally.flushes += 1,
+            Io::Discard { .. } => self.tally.discards += 1,
+        }
+    }
+
+    /// Puts as many requests as the ring, the depth and the other requests allow.
+    fn submit(&mut self) -> bool {
+        if self.phase != Phase::Connected {
+            return false;
+        }
+        let Some(link) = &mut self.link else { return false };
+        let mut batch: Vec<Io> = Vec::new();
+        while let Some(io) = self.wanted.front() {
+            if !link.fits(io, &batch) || link.in_flight() + batch.len() >= DEPTH_MAX {
+                break;
+            }
+            batch.push(self.wanted.pop_front().expect("just seen"));
+        }
+        if let Some(workload) = &mut self.workload {
+            let longest = 8 * link.segments_max as u64;
+            while workload.left > 0 && link.in_flight() + batch.len() < workload.depth {
+                let io = workload.next(&mut self.random, self.offer.sectors, longest);
+                let offered = match io {
+                    Io::Flush => self.offer.flush,
+                    Io::Discard { .. } => self.offer.discard,
+                    _ => true,
+                };
+                workload.left -= u32::from(!offered);
+                if offered && !link.fits(&io, &batch) {
+                    break;
+                }
+                if offered {
+                    workload.left -= 1;
+                    batch.push(io);
+                }
+            }
+            if workload.left == 0 {
+                self.workload = None;
+            }
+        }
+        if batch.is_empty() {
+            return false;
+        }
+        for io in batch.iter().filter(|io| io.changes()) {
+            let (sector, sectors) = io.range();
+            self.model.borrow_mut().doubt(sector, sectors);
+        }
+        link.submit(batch);
+        true
+    }
+
+    fn retry_deferred(&mut self) -> bool {
+        let (world, guest) = (&self.world, self.guest);
+        let before = self.deferred.len();
+        self.deferred.retain(|grant| world.reclaim(guest, *grant).is_err());
+        self.deferred.len() < before
+    }
+}
+
+impl Actor for Frontend {
+    fn turn(&mut self) -> bool {
+        if self.phase == Phase::Dead || self.silent {
+            return false;
+        }
+        if !self.world.alive(self.guest) {
+            self.kill();
+            return false;
+        }
+        if self.client.event().is_some() {
+            self.follow();
+            return true;
+        }
+        self.interrupt()
+            || self.phase == Phase::Draining && self.drain()
+            || self.submit()
+            || self.retry_deferred()
+    }
+}

@@ -1,0 +1,347 @@
+//! The scheduler: who runs next is the seed's choice, time passes only when all sleep.
+//!
+//! The domain under test gets a turn when its last one left it busy, when an event is pending for it, or when its own
+//! timer is due, and at no other time: a wake-up that it lost stays lost.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use xen::port::{DomId, Instant, Stop};
+
+use crate::blkback::{Blkback, SharedBlkback};
+use crate::disk::{SharedDisk, SharedModel};
+use crate::frontend::{Frontend, Phase};
+use crate::handle::SimXen;
+use crate::random::Random;
+use crate::store::Store;
+use crate::toolstack::{Failure, JobId, Toolstack, Vbd};
+use crate::world::{Holdings, World};
+
+/// Somebody who runs beside the domain under test.
+pub trait Actor {
+    /// Does one thing. False if there was nothing to do, and will not be until something stirs in the world.
+    fn turn(&mut self) -> bool;
+
+    /// When it wants to run even if nothing stirs.
+    fn timer(&self) -> Option<Instant> {
+        None
+    }
+}
+
+/// What a turn of the domain under test came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There is more to do.
+    Busy,
+    /// It sleeps, until an event or until then.
+    Idle(Option<Instant>),
+    /// It ended.
+    Stop(Stop),
+}
+
+/// The domain under test.
+pub type Driven = Box<dyn FnMut() -> Turn>;
+
+/// Makes a domain that is to be driven by turns, from its hypervisor and its command line.
+pub type Start = fn(SimXen, &str) -> Driven;
+
+impl Actor for Store {
+    fn turn(&mut self) -> bool {
+        Store::turn(self)
+    }
+}
+
+struct Slot {
+    actor: Rc<RefCell<dyn Actor>>,
+    /// The world's activity when it last found nothing to do.
+    idle_at: u64,
+}
+
+/// What a domain holds, in the hypervisor and in xenstore: the same before and after, or something leaked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Baseline {
+    /// Mappings, grants, ports.
+    pub holdings: Holdings,
+    /// Nodes it pays for.
+    pub nodes: usize,
+    /// Watches it set.
+    pub watches: usize,
+}
+
+/// A frontend that a test and the scheduler share.
+pub type SharedFrontend = Rc<RefCell<Frontend>>;
+
+/// The number the domain under test gets.
+pub const DRIVER: DomId = DomId(1);
+
+/// Steps without a moment passing that are a livelock.
+const STEPS_MAX: u64 = 3_000_000;
+/// Turns of the domain that it calls busy though nothing in the world changes.
+const SPINS_MAX: u32 = 20_000;
+
+/// One run.
+pub struct Run {
+    /// The seed, to be told when the run fails.
+    pub seed: u64,
+    /// The hypervisor.
+    pub world: World,
+    /// xenstored.
+    pub store: Store,
+    /// dom0.
+    pub toolstack: Rc<RefCell<Toolstack>>,
+    /// Choices of the test itself.
+    pub random: Random,
+    scheduler: Random,
+    slots: Vec<Slot>,
+    frontends: Vec<(DomId, SharedFrontend)>,
+    domain: Option<Driven>,
+    busy: bool,
+    timer: Option<Instant>,
+    stopped: Option<Stop>,
+    /// Turns the domain under test has had.
+    pub turns: u64,
+    steps: u64,
+    spins: u32,
+}
+
+impl Run {
+    /// A world of which this seed decides everything: dom0, xenstored, and the domain under test created, not started.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let world = World::new(random.fork());
+        let store = Store::new(&world, random.fork());
+        let mut toolstack = Toolstack::new(&world, &store);
+        toolstack.create(DRIVER);
+        let toolstack = Rc::new(RefCell::new(toolstack));
+        let scheduler = random.fork();
+        let mut run = Run {
+            seed,
+            world,
+            store: store.clone(),
+            toolstack: toolstack.clone(),
+            random,
+            scheduler,
+            slots: Vec::new(),
+            frontends: Vec::new(),
+            domain: None,
+            busy: false,
+            timer: None,
+            stopped: None,
+            turns: 0,
+            steps: 0,
+            spins: 0,
+        };
+        run.add(Rc::new(RefCell::new(store)));
+        run.add(toolstack);
+        run
+    }
+
+    /// Starts the domain under test.
+    pub fn start(&mut self, start: Start, cmdline: &str) {
+        self.domain = Some(start(SimXen::new(&self.world, DRIVER), cmdline));
+        self.busy = true;
+        self.stopped = None;
+    }
+
+    /// One more who runs.
+    pub fn add(&mut self, actor: Rc<RefCell<dyn Actor>>) {
+        self.slots.push(Slot { actor, idle_at: 0 });
+    }
+
+    /// A lower disk of the domain under test, as its xl config has it: xvda is the first.
+    pub fn lower(&mut self, devid: u32, disk: &SharedDisk) -> SharedBlkback {
+        self.serve(DRIVER, devid, disk)
+    }
+
+    /// A disk that dom0 serves to some domain.
+    pub fn serve(&mut self, domain: DomId, devid: u32, disk: &SharedDisk) -> SharedBlkback {
+        let vbd = Vbd { devid, ..Vbd::new(crate::world::DOM0, domain, "phy:/dev/lower") };
+        self.toolstack.borrow_mut().place(&vbd);
+        let back = Blkback::new(&self.store, &self.world, self.random.fork(), domain, devid, disk.clone());
+        let back = Rc::new(RefCell::new(back));
+        self.add(back.clone());
+        back
+    }
+
+    /// A guest's frontend; the guest is created if it is not there.
+    pub fn frontend(&mut self, guest: DomId, devid: u32, model: &SharedModel) -> SharedFrontend {
+        if !self.world.alive(guest) {
+            self.toolstack.borrow_mut().create(guest);
+        }
+        let front = Frontend::new(&self.store, &self.world, self.random.fork(), guest, devid, model.clone());
+        let front = Rc::new(RefCell::new(front));
+        self.frontends.push((guest, front.clone()));
+        self.add(front.clone());
+        front
+    }
+
+    /// What a domain holds now.
+    pub fn baseline(&self, domain: DomId) -> Baseline {
+        Baseline {
+            holdings: self.world.holdings(domain),
+            nodes: self.store.owned(domain),
+            watches: self.store.watches(domain),
+        }
+    }
+
+    /// Why the domain under test ended.
+    pub fn stopped(&self) -> Option<Stop> {
+        self.stopped
+    }
+
+    /// One turn of one who can use it. False if nobody can, ever again.
+    pub fn step(&mut self) -> bool {
+        let activity = self.world.activity();
+        let now = self.world.now();
+        let awake = self.domain.is_some()
+            && (self.busy || self.world.has_events(DRIVER) || self.timer.is_some_and(|timer| timer <= now));
+        let ready: Vec<usize> = (0..self.slots.len()).filter(|i| self.slots[*i].idle_at != activity).collect();
+        if ready.is_empty() && !awake {
+            return self.pass();
+        }
+        self.steps += 1;
+        if self.steps > STEPS_MAX {
+            panic!("no end after {STEPS_MAX} steps at one moment");
+        }
+        let choice = self.scheduler.index(ready.len() + usize::from(awake));
+        match ready.get(choice) {
+            None => self.drive(activity),
+            Some(slot) => {
+                let actor = self.slots[*slot].actor.clone();
+                if !actor.borrow_mut().turn() {
+                    self.slots[*slot].idle_at = self.world.activity();
+                }
+            }
+        }
+        true
+    }
+
+    fn drive(&mut self, activity: u64) {
+        let Some(domain) = &mut self.domain else { return };
+        self.turns += 1;
+        self.busy = false;
+        self.timer = None;
+        match domain() {
+            Turn::Busy => {
+                self.busy = true;
+                self.spins = if self.world.activity() == activity { self.spins + 1 } else { 0 };
+                assert!(self.spins < SPINS_MAX, "the domain is busy for {SPINS_MAX} turns and does nothing");
+            }
+            Turn::Idle(timer) => self.timer = timer,
+            Turn::Stop(reason) => {
+                self.stopped = Some(reason);
+                self.end();
+            }
+        }
+    }
+
+    /// Ends the domain under test, from one moment to the next.
+    pub fn end(&mut self) {
+        // Its mappings end with it, before its code drops what stood for them.
+        self.world.destroy(DRIVER);
+        self.store.forget(DRIVER);
+        self.domain = None;
+        self.busy = false;
+        self.timer = None;
+    }
+
+    /// Lets time pass to the next timer.
+    fn pass(&mut self) -> bool {
+        let now = self.world.now();
+        let timers = self.slots.iter().filter_map(|slot| slot.actor.borrow().timer());
+        // A timer that is due and was not taken is of one who cannot act yet.
+        let Some(next) = timers.chain(self.timer).filter(|at| *at > now).min() else { return false };
+        self.steps = 0;
+        self.world.set_now(next);
+        true
+    }
+
+    /// Runs until `done`, or until that much time has passed or nothing can happen any more.
+    pub fn until(&mut self, limit: Duration, mut done: impl FnMut(&Run) -> bool) -> bool {
+        let end = self.world.now() + limit;
+        while !done(self) {
+            if !self.step() || self.world.now() > end {
+                return done(self);
+            }
+        }
+        true
+    }
+
+    /// Lets that much time pass, whatever happens.
+    pub fn rest(&mut self, time: Duration) {
+        let end = self.world.now() + time;
+        while self.world.now() < end {
+            if !self.step() {
+                return self.world.set_now(end);
+            }
+        }
+    }
+
+    /// Runs a job of the toolstack to its end.
+    pub fn finish(&mut self, job: JobId) -> Result<(), Failure> {
+        let toolstack = self.toolstack.clone();
+        self.until(Duration::from_secs(60), |_| toolstack.borrow().result(job).is_some());
+        toolstack.borrow().result(job).expect("libxl's waits are all bounded")
+    }
+
+    /// `xl block-attach`.
+    pub fn attach(&mut self, disk: &Vbd) -> Result<(), Failure> {
+        let job = self.toolstack.borrow_mut().attach(disk);
+        self.finish(job)
+    }
+
+    /// `xl block-detach`.
+    pub fn detach(&mut self, disk: &Vbd) -> Result<(), Failure> {
+        let job = self.toolstack.borrow_mut().detach(disk);
+        self.finish(job)
+    }
+
+    /// `xl destroy`: the guest stops where it is, then the toolstack takes it apart.
+    pub fn destroy(&mut self, guest: DomId) -> Result<(), Failure> {
+        let of = |(domain, _): &&(DomId, SharedFrontend)| *domain == guest;
+        self.frontends.iter().filter(of).for_each(|(_, front)| front.borrow_mut().silent = true);
+        let job = self.toolstack.borrow_mut().destroy(guest);
+        let result = self.finish(job);
+        self.frontends.iter().filter(of).for_each(|(_, front)| front.borrow_mut().kill());
+        self.frontends.retain(|(domain, _)| *domain != guest);
+        result
+    }
+
+    /// Waits until the frontend is connected.
+    pub fn connected(&mut self, front: &SharedFrontend) {
+        let there = self.until(Duration::from_secs(20), |_| front.borrow().phase() == Phase::Connected);
+        assert!(there, "the frontend stays in {:?}:\n{}", front.borrow().phase(), self.scene());
+    }
+
+    /// Waits until the frontend has all its answers.
+    pub fn at_rest(&mut self, front: &SharedFrontend) {
+        let there = self.until(Duration::from_secs(120), |_| front.borrow().at_rest());
+        let front = front.borrow();
+        assert!(there, "{} unanswered in {:?}:\n{}", front.in_flight(), front.phase(), self.scene());
+    }
+
+    /// xenstore and the console, for the text of a failure.
+    pub fn scene(&self) -> String {
+        let nodes = self.store.list("/local/domain").join("\n");
+        format!("{nodes}\n--- console ---\n{}", self.world.console(DRIVER))
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- seed {} ---\n{}", self.seed, self.scene());
+        }
+        self.end();
+    }
+}
+
+/// Runs a test over seeds; a failure names its seed.
+pub fn seeds(range: std::ops::Range<u64>, each: impl Fn(u64)) {
+    // One seed alone, to see why: SEED=17 cargo test -p sim name_of_the_test
+    if let Some(seed) = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()) {
+        return each(seed);
+    }
+    range.for_each(each);
+}
