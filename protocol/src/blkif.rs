@@ -173,3 +173,36 @@ pub enum Why {
     /// The sectors reach beyond the end of the disk.
     PastEnd,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protocols() {
+        // io/protocols.h
+        assert_eq!(Layout::of_protocol(Some("x86_64-abi")), Some(Layout::X86_64));
+        assert_eq!(Layout::of_protocol(Some("x86_32-abi")), Some(Layout::X86_32));
+        assert_eq!(Layout::of_protocol(None), Some(Layout::X86_32));
+        for other in ["arm-abi", "", "x86_64-abi\n", "X86_64-ABI", "x86_64"] {
+            assert_eq!(Layout::of_protocol(Some(other)), None);
+        }
+        assert_eq!(Layout::of_protocol(Some(keys::PROTOCOL_X86_64)), Some(Layout::X86_64));
+    }
+
+    #[test]
+    fn every_segment() {
+        for first in 0..=255 {
+            for last in 0..=255 {
+                let segment = Segment::new(9, first, last);
+                assert_eq!(segment.is_ok(), first <= last && last <= 7, "{first} {last}");
+                if let Ok(segment) = segment {
+                    assert_eq!(segment.sectors(), (first..=last).count() as u32);
+                    assert_eq!(segment.bytes(), segment.sectors() as usize * 512);
+                    assert!(segment.offset() + segment.bytes() <= 4096);
+                }
+            }
+        }
+        assert_eq!(Segment::new(1, 3, 3).unwrap().offset(), 1536);
+    }
+}

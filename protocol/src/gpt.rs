@@ -213,3 +213,207 @@ fn u32_at(from: &[u8], at: usize) -> u32 {
 fn u64_at(from: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes_at(from, at))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::String;
+
+    use super::*;
+
+    const DISK: u64 = 2048;
+    const KIND: &str = "af3dc60f838472478e793d69d8477de4";
+
+    fn bytes<const N: usize>(hex: &str) -> [u8; N] {
+        let mut bytes = [0; N];
+        for (index, byte) in bytes[..hex.len() / 2].iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&hex[index * 2..][..2], 16).unwrap();
+        }
+        bytes
+    }
+
+    // What sgdisk 1.0.9 wrote on a disk of 1 MiB, and xxd printed:
+    // sgdisk -a 1 -n 3:100:1999 -c 3:tapdom -t 3:8300 -n 1:40:99 -c 1:'\u{e9}\u{1d11e}' -t 1:ef00 -A 1:set:2
+    //        -U 11223344-5566-7788-99AA-BBCCDDEEFF00 -u 1:...0001 -u 3:...0003
+
+    /// Sector 1.
+    fn first() -> [u8; 512] {
+        bytes(concat!(
+            "4546492050415254000001005c000000b55ed6cb000000000100000000000000",
+            "ff070000000000002200000000000000de070000000000004433221166558877",
+            "99aabbccddeeff000200000000000000800000008000000026c1f16000000000",
+        ))
+    }
+
+    /// Sector 2047.
+    fn last() -> [u8; 512] {
+        bytes(concat!(
+            "4546492050415254000001005c000000be70a47800000000ff07000000000000",
+            "01000000000000002200000000000000de070000000000004433221166558877",
+            "99aabbccddeeff00df07000000000000800000008000000026c1f16000000000",
+        ))
+    }
+
+    /// Sector 2; the entries' other sectors are zero.
+    fn entries() -> [u8; 512] {
+        let mut sector = [0; 512];
+        sector[..128].copy_from_slice(&bytes::<128>(concat!(
+            "28732ac11ff8d211ba4b00a0c93ec93b00000000000000000000000000000001",
+            "280000000000000063000000000000000400000000000000e90034d81edd0000",
+        )));
+        sector[256..384].copy_from_slice(&bytes::<128>(concat!(
+            "af3dc60f838472478e793d69d8477de400000000000000000000000000000003",
+            "6400000000000000cf0700000000000000000000000000007400610070006400",
+            "6f006d00",
+        )));
+        sector
+    }
+
+    /// The first header with some bytes changed, and the checksum made right again.
+    fn changed(changes: &[(usize, &[u8])]) -> [u8; 512] {
+        let mut sector = first();
+        for (at, with) in changes {
+            sector[*at..at + with.len()].copy_from_slice(with);
+        }
+        sector[16..20].fill(0);
+        let length = (u32_at(&sector, 12) as usize).min(512);
+        let crc = crc32fast::hash(&sector[..length]);
+        sector[16..20].copy_from_slice(&crc.to_le_bytes());
+        sector
+    }
+
+    #[test]
+    fn golden_headers() {
+        let header = Header::parse(&first(), 1, DISK).unwrap();
+        assert_eq!(header.disk, bytes("443322116655887799aabbccddeeff00"));
+        assert_eq!((header.other, header.usable_first, header.usable_last), (2047, 34, 2014));
+        assert_eq!((header.entries_at, header.entries, header.entry_bytes), (2, 128, 128));
+        assert_eq!(header.entries_sectors(), 32);
+        let copy = Header::parse(&last(), 2047, DISK).unwrap();
+        assert_eq!(copy, Header { other: 1, entries_at: 2015, ..header });
+    }
+
+    #[test]
+    fn golden_checksum() {
+        let header = Header::parse(&first(), 1, DISK).unwrap();
+        let feed = |sectors, flipped: Option<usize>| {
+            let mut checksum = header.checksum();
+            for index in 0..sectors {
+                let mut sector = if index == 0 { entries() } else { [0; 512] };
+                if let Some(byte) = flipped.filter(|byte| byte / 512 == index) {
+                    sector[byte % 512] ^= 1;
+                }
+                checksum.update(&sector[..200]);
+                checksum.update(&sector[200..]);
+            }
+            checksum.finish()
+        };
+        assert_eq!(feed(32, None), Ok(()));
+        assert_eq!(feed(33, None), Ok(()));
+        assert_eq!(feed(31, None), Err(Bad::EntriesChecksum));
+        for byte in [0, 56, 511, 512, 16383] {
+            assert_eq!(feed(32, Some(byte)), Err(Bad::EntriesChecksum));
+        }
+        assert_eq!(feed(33, Some(16384)), Ok(()));
+    }
+
+    #[test]
+    fn golden_entries() {
+        let header = Header::parse(&first(), 1, DISK).unwrap();
+        let read = |number| {
+            let (sector, byte) = header.place(number)?;
+            assert_eq!(sector, 2);
+            Entry::parse(&entries()[byte..][..128], &header).unwrap()
+        };
+        let one = read(1).unwrap();
+        assert_eq!((one.first, one.last, one.sectors(), one.attributes), (40, 99, 60, 4));
+        assert_eq!(one.name().collect::<String>(), "\u{e9}\u{1d11e}");
+        assert_eq!((read(2), read(4)), (None, None));
+        let three = read(3).unwrap();
+        assert_eq!((three.first, three.last, three.sectors(), three.attributes), (100, 1999, 1900, 0));
+        assert_eq!((three.kind, three.id[15]), (bytes(KIND), 3));
+        assert_eq!(three.name().collect::<String>(), "tapdom");
+        assert_eq!(header.place(0), None);
+        assert_eq!(header.place(5), Some((3, 0)));
+        assert_eq!(header.place(128), Some((33, 384)));
+        assert_eq!(header.place(129), None);
+    }
+
+    #[test]
+    fn every_byte_is_checked() {
+        for byte in 0..92 {
+            let mut sector = first();
+            sector[byte] ^= 0x40;
+            assert!(Header::parse(&sector, 1, DISK).is_err(), "{byte}");
+        }
+        let mut sector = first();
+        sector[16] ^= 1;
+        assert_eq!(Header::parse(&sector, 1, DISK), Err(Bad::HeaderChecksum));
+        assert_eq!(Header::parse(&first(), 2, DISK), Err(Bad::Misplaced));
+        assert_eq!(Header::parse(&[0; 512], 1, DISK), Err(Bad::Signature));
+    }
+
+    #[test]
+    fn sizes() {
+        let parse = |at, value: u32| Header::parse(&changed(&[(at, &value.to_le_bytes())]), 1, DISK).map(|_| ());
+        for fine in [92, 93, 512] {
+            assert_eq!(parse(12, fine), Ok(()));
+        }
+        for wrong in [0, 91, 513, u32::MAX] {
+            assert_eq!(parse(12, wrong), Err(Bad::Size));
+        }
+        // 128 entries of 128 bytes fill the room before the first usable sector.
+        assert_eq!((parse(80, 1), parse(80, 129), parse(84, 256)), (Ok(()), Err(Bad::Range), Err(Bad::Range)));
+        for wrong in [0, ENTRIES_MAX + 1, u32::MAX] {
+            assert_eq!(parse(80, wrong), Err(Bad::Size));
+        }
+        for wrong in [0, 64, 127, 192, 1024, u32::MAX] {
+            assert_eq!(parse(84, wrong), Err(Bad::Size));
+        }
+        let large = changed(&[(80, &16u32.to_le_bytes()), (84, &512u32.to_le_bytes())]);
+        let header = Header::parse(&large, 1, DISK).unwrap();
+        assert_eq!((header.entries_sectors(), header.place(16)), (16, Some((17, 0))));
+        let odd = changed(&[(80, &5u32.to_le_bytes())]);
+        assert_eq!(Header::parse(&odd, 1, DISK).unwrap().entries_sectors(), 2);
+    }
+
+    #[test]
+    fn ranges() {
+        let parse = |at, value: u64| Header::parse(&changed(&[(at, &value.to_le_bytes())]), 1, DISK).map(|_| ());
+        let (usable_first, usable_last, entries_at) = (40, 48, 72);
+        for (at, fine, wrong) in [
+            (usable_first, [34, 35, 2014].as_slice(), [0, 1, 33, 2015, u64::MAX].as_slice()),
+            (usable_last, &[34, 2047], &[0, 33, 2048, u64::MAX]),
+            (entries_at, &[2, 2015, 2016], &[0, 1, 3, 34, 1000, 2014, 2017, u64::MAX - 31, u64::MAX]),
+        ] {
+            fine.iter().for_each(|value| assert_eq!(parse(at, *value), Ok(()), "{at} {value}"));
+            wrong.iter().for_each(|value| assert_eq!(parse(at, *value), Err(Bad::Range), "{at} {value}"));
+        }
+        assert!(Header::parse(&first(), 1, 2015).is_ok());
+        assert_eq!(Header::parse(&first(), 1, 2014), Err(Bad::Range));
+    }
+
+    #[test]
+    fn entries_outside() {
+        let header = Header::parse(&first(), 1, DISK).unwrap();
+        let parse = |first: u64, last: u64| {
+            let mut entry = bytes::<128>(KIND);
+            entry[32..40].copy_from_slice(&first.to_le_bytes());
+            entry[40..48].copy_from_slice(&last.to_le_bytes());
+            Entry::parse(&entry, &header).map(|entry| entry.unwrap().sectors())
+        };
+        assert_eq!(parse(34, 2014), Ok(1981));
+        assert_eq!(parse(34, 34), Ok(1));
+        for (first, last) in [(33, 40), (0, 0), (34, 2015), (40, 39), (u64::MAX, u64::MAX), (34, u64::MAX), (2014, 34)] {
+            assert_eq!(parse(first, last), Err(Bad::Range));
+        }
+    }
+
+    #[test]
+    fn names_of_any_bytes() {
+        let header = Header::parse(&first(), 1, DISK).unwrap();
+        let mut entry = entries();
+        entry[256 + 56..384].fill(0xd8);
+        let entry = Entry::parse(&entry[256..], &header).unwrap().unwrap();
+        assert_eq!(entry.name().collect::<String>(), "\u{fffd}".repeat(36));
+    }
+}

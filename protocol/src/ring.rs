@@ -504,7 +504,7 @@ mod tests {
             assert_eq!(flat.load(REQ_PROD), flat.load(RSP_PROD) + 1);
             flat.store(REQ_EVENT, 1);
         });
-        let mut front = Front { memory: &memory, ..self::front(&flat, 0).with(&memory) };
+        let mut front = front(&flat, 0).with(&memory);
         front.put(&[0; 16]);
         assert!(front.publish());
     }

@@ -186,3 +186,80 @@ pub fn valid_path(path: &str) -> bool {
         && !path.contains("//")
         && (path == "/" || !path.ends_with('/'))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::String;
+    use std::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn kinds_of_the_header() {
+        // Printed by a C program from io/xs_wire.h.
+        assert_eq!((Kind::Error as u32, Kind::ResetWatches as u32, Kind::DirectoryPart as u32), (16, 21, 22));
+        for number in 0..100 {
+            let kind = Kind::of(number);
+            assert_eq!(kind.is_some(), number < 23 && number != 20);
+            assert!(kind.is_none_or(|kind| kind as u32 == number));
+        }
+        assert_eq!(Kind::of(0xffff), None);
+    }
+
+    #[test]
+    fn golden_header() {
+        // A struct xsd_sockmsg { XS_WATCH_EVENT, 0x01020304, 5, 4096 }, printed by a C program.
+        let bytes = [0x0f, 0, 0, 0, 4, 3, 2, 1, 5, 0, 0, 0, 0, 0x10, 0, 0];
+        let header = Header { kind: Kind::WatchEvent as u32, request: 0x0102_0304, transaction: 5, bytes: 4096 };
+        assert_eq!(header.encode(), bytes);
+        assert_eq!(Header::decode(&bytes), Ok(header));
+        for too_long in [4097, 1 << 16, u32::MAX] {
+            assert_eq!(Header::decode(&Header { bytes: too_long, ..header }.encode()), Err(Malformed));
+        }
+    }
+
+    #[test]
+    fn payloads_in_parts() {
+        let read = |payload| parts(payload).collect::<Vec<_>>();
+        assert_eq!(read(b""), []);
+        assert_eq!(read(b"\0"), []);
+        assert_eq!(read(b"a"), [Some("a")]);
+        assert_eq!(read(b"a\0"), [Some("a")]);
+        assert_eq!(read(b"a\0b\0"), [Some("a"), Some("b")]);
+        assert_eq!(read(b"a\0\0b"), [Some("a"), Some(""), Some("b")]);
+        assert_eq!(read(b"\0\0"), [Some(""), Some("")]);
+        assert_eq!(read(b"a\0\xff\0"), [Some("a"), None]);
+    }
+
+    #[test]
+    fn listings() {
+        let read = |payload| names(payload).collect::<Vec<_>>();
+        assert_eq!(read(b"51712\0queue-0\0"), ["51712", "queue-0"]);
+        assert_eq!(read(b""), [""; 0]);
+        assert_eq!(read(b"a\0../b\0c d\0\xff\0\0e\0"), ["a", "e"]);
+    }
+
+    #[test]
+    fn events() {
+        let event = Event { path: "backend/vbd/3/51712/state", token: "7" };
+        assert_eq!(Event::parse(b"backend/vbd/3/51712/state\x007\0"), Ok(event));
+        assert_eq!(Event::parse(b"backend/vbd/3/51712/state\x007"), Ok(event));
+        assert_eq!(Event::parse(b"@releaseDomain\0t\0more\0"), Ok(Event { path: "@releaseDomain", token: "t" }));
+        for wrong in [b"".as_slice(), b"\0", b"path", b"path\0", b"\0token\0", b"\xff\0token\0", b"path\0\xff\0"] {
+            assert_eq!(Event::parse(wrong), Err(Malformed), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn paths() {
+        for good in ["/", "/local/domain/0", "backend/vbd/3/51712/state", "@introduceDomain", "a:b+c.d_e-f@g"] {
+            assert!(valid_path(good), "{good}");
+        }
+        for wrong in ["", "//", "/a/", "a/", "a//b", "//a", "a b", "a\0", "é", "a\n", "~/x", "a,b"] {
+            assert!(!valid_path(wrong), "{wrong:?}");
+        }
+        let long = |first: &str, bytes: usize| String::from(first) + &"a".repeat(bytes - 1);
+        assert!(valid_path(&long("/", 3072)) && !valid_path(&long("/", 3073)));
+        assert!(valid_path(&long("a", 2048)) && !valid_path(&long("a", 2049)));
+    }
+}

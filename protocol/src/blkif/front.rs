@@ -132,3 +132,84 @@ impl Answer {
         Answer { id: u64::from_le_bytes([a, b, c, d, e, f, g, h]), operation, status }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: u64 = 0x1122_3344_5566_7788;
+
+    fn bytes(hex: &str) -> [u8; REQUEST_BYTES] {
+        let mut bytes = [0; REQUEST_BYTES];
+        for (index, byte) in bytes[..hex.len() / 2].iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&hex[index * 2..][..2], 16).unwrap();
+        }
+        bytes
+    }
+
+    /// The same bytes as a C program printed them from io/blkif.h.
+    #[test]
+    fn golden_requests() {
+        let segments = [Segment::new(0xdead_beef, 0, 7).unwrap(), Segment::new(9, 3, 3).unwrap()];
+        let write = Ask::Transfer { way: Way::Write, sector: 0x0102_0304_0506_0708, segments: &segments };
+        let hex = "010200ca0000000088776655443322110807060504030201efbeadde00070000090000000303";
+        assert_eq!(encode(ID, 0xca00, &write), bytes(hex));
+        let read = Ask::Indirect { way: Way::Read, sector: 0x10, count: 513, pages: &[0xa1a2_a3a4, 0xb1b2_b3b4] };
+        let hex = "06000102000000008877665544332211100000000000000000ca0000a4a3a2a1b4b3b2b1";
+        assert_eq!(encode(ID, 0xca00, &read), bytes(hex));
+        let discard = Ask::Discard { sector: 0x10, sectors: 1 << 32 };
+        let hex = "050000ca00000000887766554433221110000000000000000000000001000000";
+        assert_eq!(encode(ID, 0xca00, &discard), bytes(hex));
+        assert_eq!(encode(ID, 0xca00, &Ask::Flush), bytes("030000ca000000008877665544332211"));
+        let operations = [write, read, discard, Ask::Flush].map(|ask| ask.operation());
+        assert_eq!(operations, [WRITE, READ, DISCARD, FLUSH_DISKCACHE]);
+    }
+
+    #[test]
+    fn golden_answers() {
+        let answer = bytes("88776655443322110500feff00000000");
+        assert_eq!(Answer::parse(answer.first_chunk().unwrap()), Answer { id: ID, operation: 5, status: Status::Unsupported });
+    }
+
+    #[test]
+    fn every_status() {
+        for status in i16::MIN..=i16::MAX {
+            let mut response = [0xee; RESPONSE_BYTES];
+            response[10..12].copy_from_slice(&status.to_le_bytes());
+            let expected = match status {
+                0 => Status::Okay,
+                -2 => Status::Unsupported,
+                _ => Status::Error,
+            };
+            assert_eq!(Answer::parse(&response).status, expected);
+        }
+    }
+
+    #[test]
+    fn segments_leave_the_rest() {
+        let mut page = [0xee; 24];
+        encode_segments(&[Segment::new(1, 2, 3).unwrap(), Segment::new(4, 5, 6).unwrap()], &mut page);
+        assert_eq!(page, bytes("01000000020300000400000005060000eeeeeeeeeeeeeeee")[..24]);
+    }
+
+    #[test]
+    fn what_we_may_not_ask() {
+        let segments = [Segment::new(1, 0, 7).unwrap(); 12];
+        let transfer = |count| Ask::Transfer { way: Way::Read, sector: 0, segments: &segments[..count] };
+        let indirect = |count, pages| Ask::Indirect { way: Way::Read, sector: 0, count, pages };
+        encode(0, 0, &transfer(11));
+        encode(0, 0, &indirect(4096, &[1; 8]));
+        let wrong = [
+            transfer(0),
+            transfer(12),
+            indirect(0, &[]),
+            indirect(0, &[1]),
+            indirect(512, &[1, 2]),
+            indirect(513, &[1]),
+            indirect(4097, &[1; 9]),
+        ];
+        for ask in wrong {
+            assert!(std::panic::catch_unwind(|| encode(0, 0, &ask)).is_err(), "{ask:?}");
+        }
+    }
+}

@@ -217,3 +217,248 @@ pub fn span(sector: u64, sectors: u64, disk_sectors: u64) -> Result<(), Why> {
         _ => Err(Why::PastEnd),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Offsets of each layout, as a C program printed them from io/blkif.h (x86_32 with `#pragma pack(4)`):
+    /// id, sector_number, seg or nr_sectors, indirect_grefs.
+    const OFFSETS: [(Layout, [usize; 4]); 2] = [(Layout::X86_64, [8, 16, 24, 28]), (Layout::X86_32, [4, 12, 20, 24])];
+    const ID: u64 = 0x1122_3344_5566_7788;
+
+    /// Bytes from hexadecimal, filled up with 0xee, which no parser may read.
+    fn entry(hex: &str) -> [u8; 112] {
+        let mut entry = [0xee; 112];
+        for (index, byte) in entry[..hex.len() / 2].iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&hex[index * 2..][..2], 16).unwrap();
+        }
+        entry
+    }
+
+    /// A request made field by field.
+    fn made(layout: Layout, operation: u8, count: u8, sector: u64, tail: &[u8]) -> [u8; 112] {
+        let [id, at, rest, _] = OFFSETS[layout as usize].1;
+        let mut entry = [0xee; 112];
+        entry[..2].copy_from_slice(&[operation, count]);
+        entry[id..id + 8].copy_from_slice(&ID.to_le_bytes());
+        entry[at..at + 8].copy_from_slice(&sector.to_le_bytes());
+        entry[rest..rest + tail.len()].copy_from_slice(tail);
+        entry
+    }
+
+    fn rejected(operation: u8, why: Why) -> Result<Request, Rejected> {
+        let status = if why == Why::Operation { Status::Unsupported } else { Status::Error };
+        Err(Rejected { id: ID, operation, status, why })
+    }
+
+    fn asked(operation: u8, body: Body) -> Result<Request, Rejected> {
+        Ok(Request { id: ID, operation, body })
+    }
+
+    #[test]
+    fn golden_write() {
+        // Printed by a C program that filled a struct blkif_request of io/blkif.h.
+        let golden = [
+            (Layout::X86_64, "010200ca0000000088776655443322110807060504030201efbeadde00070000090000000303"),
+            (Layout::X86_32, "010200ca88776655443322110807060504030201efbeadde00070000090000000303"),
+        ];
+        for (layout, hex) in golden {
+            let segments = [Segment::new(0xdead_beef, 0, 7).unwrap(), Segment::new(9, 3, 3).unwrap()];
+            let body = Body::Transfer {
+                way: Way::Write,
+                sector: 0x0102_0304_0506_0708,
+                segments: Vec::from_slice(&segments).unwrap(),
+                flush_first: false,
+                barrier: false,
+            };
+            assert_eq!(parse(&entry(hex), layout, 0), asked(WRITE, body));
+        }
+    }
+
+    #[test]
+    fn golden_indirect() {
+        let golden = [
+            (Layout::X86_64, "06000102000000008877665544332211100000000000000000ca0000a4a3a2a1b4b3b2b1"),
+            (Layout::X86_32, "060001028877665544332211100000000000000000ca0000a4a3a2a1b4b3b2b1"),
+        ];
+        for (layout, hex) in golden {
+            let pages = Vec::from_slice(&[0xa1a2_a3a4, 0xb1b2_b3b4]).unwrap();
+            let body = Body::Indirect { way: Way::Read, sector: 0x10, count: 513, pages };
+            assert_eq!(parse(&entry(hex), layout, 513), asked(READ, body));
+            assert_eq!(parse(&entry(hex), layout, 512), rejected(READ, Why::TooManySegments));
+        }
+    }
+
+    #[test]
+    fn golden_discard() {
+        let golden = [
+            (Layout::X86_64, "050100ca00000000887766554433221110000000000000000000000001000000"),
+            (Layout::X86_32, "050100ca887766554433221110000000000000000000000001000000"),
+        ];
+        for (layout, hex) in golden {
+            let body = Body::Discard { sector: 0x10, sectors: 1 << 32, secure: true };
+            assert_eq!(parse(&entry(hex), layout, 0), asked(DISCARD, body));
+        }
+    }
+
+    #[test]
+    fn golden_responses() {
+        let bytes = respond(ID, DISCARD, Status::Unsupported, Layout::X86_64);
+        assert_eq!(bytes, entry("88776655443322110500feff00000000")[..16]);
+        let bytes = respond(ID, DISCARD, Status::Unsupported, Layout::X86_32);
+        assert_eq!(bytes, entry("88776655443322110500feff")[..12]);
+        assert_eq!(respond(0, 1, Status::Error, Layout::X86_32)[8..], [1, 0, 0xff, 0xff]);
+        assert_eq!(respond(0, 1, Status::Okay, Layout::X86_32)[8..], [1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn every_count_of_segments() {
+        for (layout, _) in OFFSETS {
+            for count in 0..=255u8 {
+                for operation in [READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE] {
+                    let parsed = parse(&made(layout, operation, count, 5, &[0; 88]), layout, 256);
+                    match (count, operation) {
+                        (0, FLUSH_DISKCACHE) => assert_eq!(parsed, asked(operation, Body::Flush)),
+                        (0, WRITE_BARRIER) => assert_eq!(parsed, asked(operation, Body::Barrier)),
+                        (0, _) => assert_eq!(parsed, rejected(operation, Why::NoSegments)),
+                        (12.., _) => assert_eq!(parsed, rejected(operation, Why::TooManySegments)),
+                        (1..=11, _) => {
+                            let segment = Segment::new(0, 0, 0).unwrap();
+                            let body = Body::Transfer {
+                                way: if operation == READ { Way::Read } else { Way::Write },
+                                sector: 5,
+                                segments: core::iter::repeat_n(segment, count.into()).collect(),
+                                flush_first: operation == FLUSH_DISKCACHE,
+                                barrier: operation == WRITE_BARRIER,
+                            };
+                            assert_eq!(parsed, asked(operation, body));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_segment_anywhere() {
+        for (layout, _) in OFFSETS {
+            for wrong in 0..11 {
+                for (first, last) in [(1, 0), (0, 8), (8, 8), (255, 255), (0, 255)] {
+                    let mut tail = [0; 88];
+                    tail[wrong * 8 + 4..][..2].copy_from_slice(&[first, last]);
+                    let entry = made(layout, WRITE, 11, 0, &tail);
+                    assert_eq!(parse(&entry, layout, 0), rejected(WRITE, Why::Segment));
+                    // Beyond the count nobody looks.
+                    let entry = made(layout, WRITE, wrong as u8, 0, &tail);
+                    assert_eq!(parse(&entry, layout, 0).is_ok(), wrong > 0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn operations_nobody_knows() {
+        for operation in (0..=255).filter(|operation| *operation == 4 || *operation > 6) {
+            for (layout, _) in OFFSETS {
+                assert_eq!(parse(&made(layout, operation, 1, 0, &[]), layout, 256), rejected(operation, Why::Operation));
+            }
+        }
+    }
+
+    #[test]
+    fn every_inner_operation_is_echoed() {
+        for (layout, [.., pages]) in OFFSETS {
+            for inner in 0..=255 {
+                let mut entry = made(layout, INDIRECT, inner, 7, &[]);
+                entry[2..4].copy_from_slice(&1u16.to_le_bytes());
+                entry[pages..pages + 4].copy_from_slice(&77u32.to_le_bytes());
+                let expected = match inner {
+                    0 | 1 => {
+                        let way = if inner == 0 { Way::Read } else { Way::Write };
+                        asked(inner, Body::Indirect { way, sector: 7, count: 1, pages: Vec::from_slice(&[77]).unwrap() })
+                    }
+                    _ => rejected(inner, Why::InnerOperation),
+                };
+                assert_eq!(parse(&entry, layout, 256), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn every_indirect_count() {
+        for (layout, _) in OFFSETS {
+            for offered in [0, 1, 256, 4096, 5000, u16::MAX] {
+                for count in 0..=u16::MAX {
+                    let mut entry = made(layout, INDIRECT, WRITE, 0, &[]);
+                    entry[2..4].copy_from_slice(&count.to_le_bytes());
+                    let parsed = parse(&entry, layout, offered);
+                    let fine = count > 0 && count <= offered && count <= 4096;
+                    match parsed {
+                        Ok(Request { body: Body::Indirect { count: parsed, pages, .. }, .. }) => {
+                            assert!(fine && parsed == count);
+                            assert_eq!(pages.len(), usize::from(count).div_ceil(512));
+                        }
+                        other => {
+                            let why = if count == 0 { Why::NoSegments } else { Why::TooManySegments };
+                            assert!(!fine);
+                            assert_eq!(other, rejected(WRITE, why));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn discards() {
+        for (layout, _) in OFFSETS {
+            for sectors in [1, 1 << 40, u64::MAX] {
+                for flag in [0, 1, 2, 3, 255] {
+                    let entry = made(layout, DISCARD, flag, 3, &sectors.to_le_bytes());
+                    let body = Body::Discard { sector: 3, sectors, secure: flag % 2 == 1 };
+                    assert_eq!(parse(&entry, layout, 0), asked(DISCARD, body));
+                }
+            }
+            let entry = made(layout, DISCARD, 0, 3, &[0; 8]);
+            assert_eq!(parse(&entry, layout, 0), rejected(DISCARD, Why::NoSectors));
+        }
+    }
+
+    #[test]
+    fn segments_of_a_page() {
+        let page = entry("efbeadde00070000090000000303ffff0900000003080000");
+        let mut read = segments(&page, 3);
+        assert_eq!(read.next(), Some(Segment::new(0xdead_beef, 0, 7)));
+        assert_eq!(read.next(), Some(Segment::new(9, 3, 3)));
+        assert_eq!(read.next(), Some(Err(Why::Segment)));
+        assert_eq!(read.next(), None);
+        assert_eq!(segments(&[], 0).count(), 0);
+        assert_eq!(segments(&[0; 4096], 512).count(), 512);
+    }
+
+    #[test]
+    #[should_panic]
+    fn segments_that_were_not_copied() {
+        let _ = segments(&[0; 15], 2);
+    }
+
+    #[test]
+    fn spans() {
+        for (sector, sectors, disk, fine) in [
+            (0, 1, 1, true),
+            (0, 0, 0, true),
+            (1, 0, 1, true),
+            (1, 1, 1, false),
+            (0, 2, 1, false),
+            (99, 1, 100, true),
+            (100, 1, 100, false),
+            (u64::MAX, 1, u64::MAX, false),
+            (u64::MAX - 1, 1, u64::MAX, true),
+            (1, u64::MAX, u64::MAX, false),
+            (u64::MAX, u64::MAX, u64::MAX, false),
+        ] {
+            assert_eq!(span(sector, sectors, disk), if fine { Ok(()) } else { Err(Why::PastEnd) });
+        }
+    }
+}

@@ -97,8 +97,10 @@ impl Back {
         if begun {
             return Do::Restart;
         }
-        // The toolstack may close what nobody uses without asking the frontend.
-        let forced = own == State::Closed && self.phase != Phase::Closed;
+        // The toolstack may close what nobody uses without asking the frontend. (A Closed that we find at the start was
+        // written by us, in an earlier life of the same directory.)
+        let left_over = self.phase == Phase::Closed || (self.phase == Phase::Fresh && seen.online);
+        let forced = own == State::Closed && !left_over;
         let asked = own == State::Closing && self.phase != Phase::Closing && !self.served();
         if forced || asked {
             return leave(seen);
@@ -227,5 +229,231 @@ impl Heard {
     fn a_new_beginning(self) -> bool {
         let ends = [None, Some(State::Initialising), Some(State::Closing), Some(State::Closed)];
         ends.into_iter().any(|front| self.0 & Self::bit(front) != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+
+    const PHASES: [Phase; 5] = [Phase::Fresh, Phase::Waiting, Phase::Connected, Phase::Closing, Phase::Closed];
+
+    /// Gone, then 0 to 8.
+    fn fronts() -> impl Iterator<Item = Option<State>> + Clone {
+        core::iter::once(None).chain(State::ALL.into_iter().map(Some))
+    }
+
+    /// A device in `phase`, entered when the frontend said `before`.
+    fn device(phase: Phase, before: Option<State>) -> Back {
+        let mut back = Back { phase, front: before, heard: Heard(0) };
+        back.enter(phase);
+        back
+    }
+
+    fn seen(own: State, front: Option<State>, online: bool) -> Seen {
+        Seen { own: Some(own), front, online }
+    }
+
+    /// The table of the handshake: one letter for each state of the frontend (gone, 0 to 8), which has not changed
+    /// since we entered the phase.
+    ///
+    /// `.` Nothing, P Publish, C Connect, R Reconnect, S Restart, A AnswerClosing, X Close, D Remove.
+    fn row(phase: Phase, own: State, online: bool) -> &'static str {
+        use Phase::*;
+        match (phase, own, online) {
+            // We are asked to close, or were closed.
+            (Fresh | Waiting | Closed, State::Closing, true) => "XXXXXXXXXX",
+            (Fresh | Waiting | Closed, State::Closing, false) => "DDDDDDDDDD",
+            (Connected, State::Closing, true) => "XXXXXAAXXX",
+            (Connected, State::Closing, false) => "DDDDDAADDD",
+            (Waiting | Connected | Closing, State::Closed, true) => "XXXXXXXXXX",
+            (Fresh | Waiting | Connected | Closing, State::Closed, false) => "DDDDDDDDDD",
+            // The directory is a new one.
+            (Waiting | Connected | Closing | Closed, State::Initialising, true) => "SSSSSSSSSS",
+            (Waiting | Connected | Closing | Closed, State::Initialising, false) => "DSSSSSSDSS",
+            //                         -012345678
+            (Fresh, _, true) /*     */ => "PPPPPPPPPP",
+            (Fresh, _, false) /*    */ => "DPPPPPPDPP",
+            (Waiting, _, true) /*   */ => "....CCAX..",
+            (Waiting, _, false) /*  */ => "D...CCAD..",
+            (Connected, _, true) /* */ => "X.S...AX..",
+            (Connected, _, false) /**/ => "D.S...AD..",
+            (Closing, _, true) /*   */ => "X.S.R..X..",
+            (Closing, _, false) /*  */ => "D.D.D..D..",
+            (Closed, _, true) /*    */ => "..........",
+            (Closed, _, false) /*   */ => "DDDDDDDDDD",
+        }
+    }
+
+    /// Where the frontend's earlier state matters: it moved without our having entered another phase.
+    fn moved(phase: Phase, own: State, online: bool, before: Option<State>, now: Option<State>) -> Option<Do> {
+        use State::*;
+        if own == Initialising || (own == Closing && phase != Phase::Closing) || (own == Closed && phase != Phase::Closed) {
+            return None;
+        }
+        match (phase, online, before, now) {
+            (Phase::Connected, _, Some(Connected), Some(Initialised)) => Some(Do::Reconnect),
+            (Phase::Closing, true, Some(Closing), Some(Connected)) => Some(Do::Reconnect),
+            (Phase::Closing, false, Some(Closing), Some(Connected)) => Some(Do::Remove),
+            (Phase::Closed, true, before, Some(Initialising)) if before != now => Some(Do::Publish),
+            (Phase::Closed, true, None | Some(Initialising | Connected | Closing | Closed), Some(Initialised)) => {
+                Some(Do::Publish)
+            }
+            (Phase::Closed, true, None | Some(Initialising | Closing | Closed), Some(Connected)) => Some(Do::Publish),
+            _ => None,
+        }
+    }
+
+    fn letter(letter: u8) -> Do {
+        match letter {
+            b'.' => Do::Nothing,
+            b'P' => Do::Publish,
+            b'C' => Do::Connect,
+            b'R' => Do::Reconnect,
+            b'S' => Do::Restart,
+            b'A' => Do::AnswerClosing,
+            b'X' => Do::Close,
+            b'D' => Do::Remove,
+            other => unreachable!("{other}"),
+        }
+    }
+
+    /// Every device, everything that can be seen.
+    fn all() -> impl Iterator<Item = (Phase, State, Option<State>, Option<State>, bool)> {
+        PHASES.into_iter().flat_map(|phase| {
+            State::ALL.into_iter().flat_map(move |own| {
+                fronts().flat_map(move |before| {
+                    fronts().flat_map(move |now| [false, true].map(|online| (phase, own, before, now, online)))
+                })
+            })
+        })
+    }
+
+    #[test]
+    fn the_whole_table() {
+        for (phase, own, before, now, online) in all() {
+            let column = fronts().position(|front| front == now).unwrap();
+            let usual = letter(row(phase, own, online).as_bytes()[column]);
+            let expected = moved(phase, own, online, before, now).unwrap_or(usual);
+            let mut device = device(phase, before);
+            let what = std::format!("{phase:?} own {own:?} front {before:?} then {now:?} online {online}");
+            assert_eq!(device.step(seen(own, now, online)), expected, "{what}");
+            // A step is no act: asked again, the same.
+            assert_eq!(device.step(seen(own, now, online)), expected, "again: {what}");
+            assert_eq!(device.phase(), phase);
+            let gone = Seen { own: None, front: now, online };
+            assert_eq!(device.step(gone), Do::Forget);
+        }
+    }
+
+    /// Does what is to be done, and writes our node; `false` when the device is forgotten.
+    fn obey(device: &mut Back, own: &mut State, what: Do) -> bool {
+        match what {
+            Do::Nothing => {}
+            Do::Publish | Do::Restart => (*own = State::InitWait, device.published()).1,
+            Do::Connect | Do::Reconnect => (*own = State::Connected, device.connected()).1,
+            Do::AnswerClosing => (*own = State::Closing, device.closing()).1,
+            Do::Close => (*own = State::Closed, device.closed()).1,
+            Do::Remove | Do::Forget => return false,
+        }
+        true
+    }
+
+    #[test]
+    fn everything_settles() {
+        for (phase, mut own, before, now, online) in all() {
+            let mut device = device(phase, before);
+            let mut done = Vec::new();
+            loop {
+                let what = device.step(seen(own, now, online));
+                if what == Do::Nothing || !obey(&mut device, &mut own, what) {
+                    break;
+                }
+                done.push(what);
+                assert!(done.len() <= 3, "{phase:?} {own:?} {before:?} {now:?} {online}: {done:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_on_the_way_in_sees_a_close() {
+        // OVMF and mini-os read a state beyond the one they wait for as a failure.
+        let on_the_way = [State::Initialising, State::InitWait, State::Initialised, State::Connected];
+        for (phase, own, before, now, _) in all() {
+            let inside = !matches!(phase, Phase::Closing | Phase::Closed) && on_the_way.contains(&own);
+            if inside && now.is_some_and(|now| on_the_way.contains(&now)) {
+                let what = device(phase, before).step(seen(own, now, true));
+                assert!(!matches!(what, Do::AnswerClosing | Do::Close | Do::Remove), "{phase:?} {own:?} {now:?}");
+            }
+        }
+    }
+
+    /// Plays what the toolstack writes into our node, what the frontend says and `online`; returns what we said, state
+    /// by state, and D for the end.
+    fn play(script: &[(Option<usize>, Option<usize>, bool)]) -> Vec<u8> {
+        let (mut device, mut own, mut said) = (Back::new(), State::Initialising, Vec::new());
+        for (poked, front, online) in script {
+            own = poked.map_or(own, |state| State::ALL[state]);
+            loop {
+                let what = device.step(seen(own, front.map(|state| State::ALL[state]), *online));
+                if what == Do::Nothing {
+                    break;
+                }
+                if !obey(&mut device, &mut own, what) {
+                    said.push(b'D');
+                    return said;
+                }
+                said.push(own as u8);
+            }
+        }
+        said
+    }
+
+    /// What we say to a frontend that says this, online, with nobody poking.
+    fn answers(front: &[usize]) -> Vec<u8> {
+        play(&front.iter().map(|front| (None, Some(*front), true)).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn linux_and_libxl() {
+        // Attach, use, detach: libxl writes online 0 and state 5 at once.
+        let used = [(None, Some(1), true), (None, Some(3), true), (None, Some(4), true)];
+        let detached = [(Some(5), Some(4), false), (None, Some(5), false), (None, Some(6), false)];
+        assert_eq!(play(&[used, detached].concat()), [2, 4, 5, b'D']);
+        // Destroyed in the middle: the frontend's directory goes first.
+        assert_eq!(play(&[(None, Some(4), true), (None, None, true), (Some(5), None, false)]), [2, 4, 6, b'D']);
+        // Detached before the guest ever looked.
+        assert_eq!(play(&[(None, Some(1), true), (Some(5), Some(1), false)]), [2, b'D']);
+        // Resume: at 3 before we said anything.
+        assert_eq!(answers(&[3, 4]), [2, 4]);
+    }
+
+    #[test]
+    fn boot_loaders_and_crash_kernels() {
+        // OVMF: from 1 to 4, closes in order, then the kernel's driver starts at 1.
+        assert_eq!(answers(&[1, 4, 5, 6, 1, 3, 4]), [2, 4, 5, 6, 2, 4]);
+        // The same with what lies between two looks missed.
+        assert_eq!(answers(&[4, 6, 4]), [2, 4, 6, 2, 4]);
+        assert_eq!(answers(&[4, 5, 3]), [2, 4, 5, 4]);
+        assert_eq!(answers(&[4, 5, 4]), [2, 4, 5, 4]);
+        assert_eq!(answers(&[4, 3, 4]), [2, 4, 4]);
+        // A crash kernel that does not close: straight back to InitWait.
+        assert_eq!(answers(&[4, 1, 3]), [2, 4, 2, 4]);
+        // The directory made anew under us.
+        assert_eq!(play(&[(None, Some(4), true), (Some(1), Some(1), true), (None, Some(3), true)]), [2, 4, 2, 4]);
+    }
+
+    #[test]
+    fn what_we_closed_ourselves_stays_closed() {
+        // A frontend with a broken ring, or whose keys are nonsense, does not get another try for free.
+        for front in [State::Initialised, State::Connected] {
+            let mut device = device(Phase::Connected, Some(front));
+            device.closed();
+            assert_eq!(device.step(seen(State::Closed, Some(front), true)), Do::Nothing);
+            assert_eq!(device.step(seen(State::Closed, Some(State::Closed), true)), Do::Nothing);
+            assert_eq!(device.step(seen(State::Closed, Some(State::Initialising), true)), Do::Publish);
+        }
     }
 }

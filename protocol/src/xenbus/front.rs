@@ -128,3 +128,69 @@ fn starting(back: Option<State>) -> FrontDo {
         _ => FrontDo::Nothing,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table of the handshake: one letter for each state of the backend (gone, 0 to 8).
+    ///
+    /// `.` Nothing, O Connect, C Connected, R Resized, X Close, S Restart.
+    fn row(phase: FrontPhase, own: Option<State>) -> &'static str {
+        use FrontPhase::*;
+        match (phase, own) {
+            (Fresh, None) => "..........",
+            (Offered | Connected, None) => "XXXXXXXXXX",
+            (Offered | Connected, Some(State::Initialising)) => "SSSSSSSSSS",
+            (Closed, Some(State::Initialising)) => "...OOOXX..",
+            //                 -012345678
+            (Fresh, _) /*     */ => "...OOOXX..",
+            (Offered, _) /*   */ => "X....CXX..",
+            (Connected, _) /* */ => "X.XX.RXX..",
+            (Closed, _) /*    */ => "..........",
+        }
+    }
+
+    #[test]
+    fn the_whole_table() {
+        let states = || core::iter::once(None).chain(State::ALL.into_iter().map(Some));
+        for phase in [FrontPhase::Fresh, FrontPhase::Offered, FrontPhase::Connected, FrontPhase::Closed] {
+            for own in states() {
+                for (back, letter) in states().zip(row(phase, own).bytes()) {
+                    let expected = match letter {
+                        b'.' => FrontDo::Nothing,
+                        b'O' => FrontDo::Connect,
+                        b'C' => FrontDo::Connected,
+                        b'R' => FrontDo::Resized,
+                        b'X' => FrontDo::Close,
+                        b'S' => FrontDo::Restart,
+                        other => unreachable!("{other}"),
+                    };
+                    assert_eq!(Front { phase }.step(FrontSeen { own, back }), expected, "{phase:?} {own:?} {back:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_disk_comes_grows_goes_and_comes_again() {
+        let mut front = Front::new();
+        let step = |front: &Front, own, back| front.step(FrontSeen { own: Some(own), back });
+        assert_eq!(step(&front, State::Initialising, Some(State::Initialising)), FrontDo::Nothing);
+        assert_eq!(step(&front, State::Initialising, Some(State::InitWait)), FrontDo::Connect);
+        front.offered();
+        assert_eq!(step(&front, State::Initialised, Some(State::InitWait)), FrontDo::Nothing);
+        assert_eq!(step(&front, State::Initialised, Some(State::Connected)), FrontDo::Connected);
+        front.connected();
+        assert_eq!(step(&front, State::Connected, Some(State::Connected)), FrontDo::Resized);
+        assert_eq!(step(&front, State::Connected, Some(State::Closing)), FrontDo::Close);
+        front.closed();
+        assert_eq!(step(&front, State::Closed, None), FrontDo::Nothing);
+        assert_eq!(step(&front, State::Initialising, Some(State::InitWait)), FrontDo::Connect);
+        front.offered();
+        assert_eq!(step(&front, State::Initialising, Some(State::InitWait)), FrontDo::Restart);
+        front.fresh();
+        assert_eq!(front.phase(), FrontPhase::Fresh);
+        assert_eq!(step(&front, State::Initialising, Some(State::InitWait)), FrontDo::Connect);
+    }
+}

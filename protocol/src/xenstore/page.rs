@@ -133,3 +133,91 @@ impl<M: Memory> Server<M> {
         &self.memory
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::mem::Flat;
+
+    type Page = Flat<PAGE_BYTES>;
+
+    fn bytes(page: &Page, at: usize, count: usize) -> Vec<u8> {
+        let mut bytes = std::vec![0; count];
+        page.read(at, &mut bytes);
+        bytes
+    }
+
+    /// A page at rest with all indices at `start`.
+    fn page(start: u32) -> Page {
+        let page = Page::default();
+        [2048, 2052, 2056, 2060].into_iter().for_each(|index| page.store(index, start));
+        page
+    }
+
+    #[test]
+    fn bytes_and_indices_lie_where_the_header_puts_them() {
+        // Offsets of struct xenstore_domain_interface, printed by a C program.
+        let page = page(0);
+        let (mut client, mut server) = (Client::new(&page), Server::new(&page));
+        let mut into = [0; 16];
+        assert_eq!(client.write(b"request"), Ok(7));
+        assert_eq!((bytes(&page, 0, 8), page.load(2052), page.load(2048)), (b"request\0".to_vec(), 7, 0));
+        assert_eq!((server.read(&mut into), &into[..7]), (Ok(7), b"request".as_slice()));
+        assert_eq!(page.load(2048), 7);
+        assert_eq!(server.write(b"answer"), Ok(6));
+        assert_eq!((bytes(&page, 1024, 7), page.load(2060), page.load(2056)), (b"answer\0".to_vec(), 6, 0));
+        assert_eq!((client.read(&mut into[..4]), &into[..4]), (Ok(4), b"answ".as_slice()));
+        assert_eq!((client.read(&mut into), &into[..2]), (Ok(2), b"er".as_slice()));
+        assert_eq!((client.read(&mut into), page.load(2056)), (Ok(0), 6));
+    }
+
+    #[test]
+    fn both_wraps() {
+        for start in [1020, u32::MAX - 2, u32::MAX] {
+            let page = page(start);
+            let (mut client, mut server) = (Client::new(&page), Server::new(&page));
+            let sent: Vec<u8> = (0..1100).map(|byte| byte as u8).collect();
+            let mut got = [0; 2000];
+            assert_eq!(client.write(&sent), Ok(1024));
+            assert_eq!(client.write(&sent[1024..]), Ok(0));
+            assert_eq!(server.read(&mut got), Ok(1024));
+            assert_eq!(client.write(&sent[1024..]), Ok(76));
+            assert_eq!(server.read(&mut got[1024..]), Ok(76));
+            assert_eq!(got[..1100], sent);
+            assert_eq!(page.load(2048), start.wrapping_add(1100));
+            assert_eq!(server.write(&sent), Ok(1024));
+            assert_eq!(client.read(&mut got), Ok(1024));
+            assert_eq!(got[..1024], sent[..1024]);
+        }
+    }
+
+    #[test]
+    fn indices_that_make_no_sense() {
+        for start in [0, 5000, u32::MAX] {
+            for jump in [1025, 1 << 31, u32::MAX] {
+                let page = page(start);
+                let (mut client, mut server) = (Client::new(&page), Server::new(&page));
+                page.store(2060, start.wrapping_add(jump));
+                assert_eq!((client.read(&mut [0; 8]), page.load(2056)), (Err(Overrun), start));
+                page.store(2048, start.wrapping_sub(jump));
+                assert_eq!((client.write(&[0; 8]), page.load(2052)), (Err(Overrun), start));
+                page.store(2052, start.wrapping_add(jump));
+                assert_eq!(server.read(&mut [0; 8]), Err(Overrun));
+                page.store(2056, start.wrapping_sub(jump));
+                assert_eq!(server.write(&[0; 8]), Err(Overrun));
+            }
+        }
+    }
+
+    #[test]
+    fn our_own_index_is_never_read_back() {
+        let page = page(0);
+        let mut client = Client::new(&page);
+        assert_eq!(client.write(b"ab"), Ok(2));
+        page.store(2052, 77);
+        assert_eq!(client.write(b"cd"), Ok(2));
+        assert_eq!((bytes(&page, 0, 4), page.load(2052)), (b"abcd".to_vec(), 4));
+    }
+}
