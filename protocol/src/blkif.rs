@@ -108,11 +108,7 @@ pub struct Segment {
 impl Segment {
     /// A segment, if `first <= last <= 7`; else [`Why::Segment`].
     pub const fn new(grant: u32, first: u8, last: u8) -> Result<Segment, Why> {
-        if first <= last && last < SECTORS_PER_PAGE {
-            Ok(Segment { grant, first, last })
-        } else {
-            Err(Why::Segment)
-        }
+        if first <= last && last < SECTORS_PER_PAGE { Ok(Segment { grant, first, last }) } else { Err(Why::Segment) }
     }
 
     /// Sectors of the run, 1 to 8.

@@ -403,7 +403,8 @@ mod tests {
         };
         assert_eq!(parse(34, 2014), Ok(1981));
         assert_eq!(parse(34, 34), Ok(1));
-        for (first, last) in [(33, 40), (0, 0), (34, 2015), (40, 39), (u64::MAX, u64::MAX), (34, u64::MAX), (2014, 34)] {
+        for (first, last) in [(33, 40), (0, 0), (34, 2015), (40, 39), (u64::MAX, u64::MAX), (34, u64::MAX), (2014, 34)]
+        {
             assert_eq!(parse(first, last), Err(Bad::Range));
         }
     }

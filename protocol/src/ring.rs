@@ -285,11 +285,14 @@ mod tests {
     /// 4 slots of 16 bytes, in the first bytes of a page.
     const SMALL: Shape = Shape { slots: 4, stride: 16 };
 
+    /// What the peer does to the page.
+    type Act<'a> = Box<dyn FnMut(&Flat<BYTES>) + 'a>;
+
     /// Memory that counts the loads of each index and lets the peer act at the full barrier.
     struct Watched<'a> {
         flat: &'a Flat<BYTES>,
         loads: [Cell<u32>; 4],
-        at_fence: RefCell<Option<Box<dyn FnMut(&Flat<BYTES>) + 'a>>>,
+        at_fence: RefCell<Option<Act<'a>>>,
     }
 
     impl<'a> Watched<'a> {
@@ -389,7 +392,9 @@ mod tests {
 
     #[test]
     fn attach_starts_where_answers_end() {
-        for (start, ahead, fine) in [(0, 0, true), (7, 4, true), (u32::MAX, 4, true), (7, 5, false), (7, u32::MAX, false)] {
+        for (start, ahead, fine) in
+            [(0, 0, true), (7, 4, true), (u32::MAX, 4, true), (7, 5, false), (7, u32::MAX, false)]
+        {
             let flat = ring(start);
             flat.store(REQ_PROD, start.wrapping_add(ahead));
             let mut entry = [0; 16];

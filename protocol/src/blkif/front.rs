@@ -168,7 +168,10 @@ mod tests {
     #[test]
     fn golden_answers() {
         let answer = bytes("88776655443322110500feff00000000");
-        assert_eq!(Answer::parse(answer.first_chunk().unwrap()), Answer { id: ID, operation: 5, status: Status::Unsupported });
+        assert_eq!(
+            Answer::parse(answer.first_chunk().unwrap()),
+            Answer { id: ID, operation: 5, status: Status::Unsupported }
+        );
     }
 
     #[test]

@@ -361,7 +361,10 @@ mod tests {
     fn operations_nobody_knows() {
         for operation in (0..=255).filter(|operation| *operation == 4 || *operation > 6) {
             for (layout, _) in OFFSETS {
-                assert_eq!(parse(&made(layout, operation, 1, 0, &[]), layout, 256), rejected(operation, Why::Operation));
+                assert_eq!(
+                    parse(&made(layout, operation, 1, 0, &[]), layout, 256),
+                    rejected(operation, Why::Operation)
+                );
             }
         }
     }
@@ -376,7 +379,10 @@ mod tests {
                 let expected = match inner {
                     0 | 1 => {
                         let way = if inner == 0 { Way::Read } else { Way::Write };
-                        asked(inner, Body::Indirect { way, sector: 7, count: 1, pages: Vec::from_slice(&[77]).unwrap() })
+                        asked(
+                            inner,
+                            Body::Indirect { way, sector: 7, count: 1, pages: Vec::from_slice(&[77]).unwrap() },
+                        )
                     }
                     _ => rejected(inner, Why::InnerOperation),
                 };

@@ -260,6 +260,7 @@ mod tests {
     /// since we entered the phase.
     ///
     /// `.` Nothing, P Publish, C Connect, R Reconnect, S Restart, A AnswerClosing, X Close, D Remove.
+    #[rustfmt::skip]
     fn row(phase: Phase, own: State, online: bool) -> &'static str {
         use Phase::*;
         match (phase, own, online) {
@@ -273,24 +274,27 @@ mod tests {
             // The directory is a new one.
             (Waiting | Connected | Closing | Closed, State::Initialising, true) => "SSSSSSSSSS",
             (Waiting | Connected | Closing | Closed, State::Initialising, false) => "DSSSSSSDSS",
-            //                         -012345678
-            (Fresh, _, true) /*     */ => "PPPPPPPPPP",
-            (Fresh, _, false) /*    */ => "DPPPPPPDPP",
-            (Waiting, _, true) /*   */ => "....CCAX..",
-            (Waiting, _, false) /*  */ => "D...CCAD..",
-            (Connected, _, true) /* */ => "X.S...AX..",
-            (Connected, _, false) /**/ => "D.S...AD..",
-            (Closing, _, true) /*   */ => "X.S.R..X..",
-            (Closing, _, false) /*  */ => "D.D.D..D..",
-            (Closed, _, true) /*    */ => "..........",
-            (Closed, _, false) /*   */ => "DDDDDDDDDD",
+            //                        -012345678
+            (Fresh, _, true)      => "PPPPPPPPPP",
+            (Fresh, _, false)     => "DPPPPPPDPP",
+            (Waiting, _, true)    => "....CCAX..",
+            (Waiting, _, false)   => "D...CCAD..",
+            (Connected, _, true)  => "X.S...AX..",
+            (Connected, _, false) => "D.S...AD..",
+            (Closing, _, true)    => "X.S.R..X..",
+            (Closing, _, false)   => "D.D.D..D..",
+            (Closed, _, true)     => "..........",
+            (Closed, _, false)    => "DDDDDDDDDD",
         }
     }
 
     /// Where the frontend's earlier state matters: it moved without our having entered another phase.
     fn moved(phase: Phase, own: State, online: bool, before: Option<State>, now: Option<State>) -> Option<Do> {
         use State::*;
-        if own == Initialising || (own == Closing && phase != Phase::Closing) || (own == Closed && phase != Phase::Closed) {
+        if own == Initialising
+            || (own == Closing && phase != Phase::Closing)
+            || (own == Closed && phase != Phase::Closed)
+        {
             return None;
         }
         match (phase, online, before, now) {

@@ -136,6 +136,7 @@ mod tests {
     /// The table of the handshake: one letter for each state of the backend (gone, 0 to 8).
     ///
     /// `.` Nothing, O Connect, C Connected, R Resized, X Close, S Restart.
+    #[rustfmt::skip]
     fn row(phase: FrontPhase, own: Option<State>) -> &'static str {
         use FrontPhase::*;
         match (phase, own) {
@@ -144,10 +145,10 @@ mod tests {
             (Offered | Connected, Some(State::Initialising)) => "SSSSSSSSSS",
             (Closed, Some(State::Initialising)) => "...OOOXX..",
             //                 -012345678
-            (Fresh, _) /*     */ => "...OOOXX..",
-            (Offered, _) /*   */ => "X....CXX..",
-            (Connected, _) /* */ => "X.XX.RXX..",
-            (Closed, _) /*    */ => "..........",
+            (Fresh, _)     => "...OOOXX..",
+            (Offered, _)   => "X....CXX..",
+            (Connected, _) => "X.XX.RXX..",
+            (Closed, _)    => "..........",
         }
     }
 
