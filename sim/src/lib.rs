@@ -11,19 +11,21 @@
 //! - [`toolstack`]: dom0's libxl: attaches, detaches, destroys
 //! - [`blkif`]: the block protocol's layouts, read from `io/blkif.h` a second time, apart from the product's reading
 //! - [`frontend`]: guests; [`blkback`]: the backend below the product; [`disk`]: what both believe about bytes
+//! - [`journal`]: what the product logged, for the text of a failure
 //! - [`run`]: the scheduler that plays them against each other
 #![forbid(unsafe_code)]
 
-pub mod event;
-pub mod fault;
-pub mod grant;
-pub mod handle;
-pub mod random;
-pub mod store;
-pub mod world;
 pub mod blkback;
 pub mod blkif;
 pub mod disk;
+pub mod event;
+pub mod fault;
 pub mod frontend;
+pub mod grant;
+pub mod handle;
+pub mod journal;
+pub mod random;
 pub mod run;
+pub mod store;
 pub mod toolstack;
+pub mod world;

@@ -13,6 +13,7 @@ use crate::blkback::{Blkback, SharedBlkback};
 use crate::disk::{SharedDisk, SharedModel};
 use crate::frontend::{Frontend, Phase};
 use crate::handle::SimXen;
+use crate::journal;
 use crate::random::Random;
 use crate::store::Store;
 use crate::toolstack::{Failure, JobId, Toolstack, Vbd};
@@ -42,9 +43,6 @@ pub enum Turn {
 
 /// The domain under test.
 pub type Driven = Box<dyn FnMut() -> Turn>;
-
-/// Makes a domain that is to be driven by turns, from its hypervisor and its command line.
-pub type Start = fn(SimXen, &str) -> Driven;
 
 impl Actor for Store {
     fn turn(&mut self) -> bool {
@@ -96,6 +94,7 @@ pub struct Run {
     slots: Vec<Slot>,
     frontends: Vec<(DomId, SharedFrontend)>,
     domain: Option<Driven>,
+    tapdom: Option<Rc<kernel::Tapdom<SimXen>>>,
     busy: bool,
     timer: Option<Instant>,
     stopped: Option<Stop>,
@@ -108,6 +107,7 @@ pub struct Run {
 impl Run {
     /// A world of which this seed decides everything: dom0, xenstored, and the domain under test created, not started.
     pub fn new(seed: u64) -> Self {
+        journal::begin();
         let mut random = Random::new(seed);
         let world = World::new(random.fork());
         let store = Store::new(&world, random.fork());
@@ -125,6 +125,7 @@ impl Run {
             slots: Vec::new(),
             frontends: Vec::new(),
             domain: None,
+            tapdom: None,
             busy: false,
             timer: None,
             stopped: None,
@@ -134,14 +135,33 @@ impl Run {
         };
         run.add(Rc::new(RefCell::new(store)));
         run.add(toolstack);
+        let world = run.world.clone();
+        journal::clock(move || world.now());
         run
     }
 
-    /// Starts the domain under test.
-    pub fn start(&mut self, start: Start, cmdline: &str) {
-        self.domain = Some(start(SimXen::new(&self.world, DRIVER), cmdline));
+    /// Starts the product in the domain under test. Which of its ready tasks runs next is the seed's choice too.
+    pub fn boot(&mut self) {
+        let tapdom = Rc::new(kernel::start(SimXen::new(&self.world, DRIVER)));
+        let mut random = self.random.fork();
+        self.tapdom = Some(tapdom.clone());
+        self.drive_by(Box::new(move || match tapdom.turn_with(&mut |ready| random.index(ready)) {
+            kernel::Turn::Busy => Turn::Busy,
+            kernel::Turn::Idle(until) => Turn::Idle(until),
+            kernel::Turn::Stop(reason) => Turn::Stop(reason),
+        }));
+    }
+
+    /// Puts something else into the domain under test.
+    pub fn drive_by(&mut self, domain: Driven) {
+        self.domain = Some(domain);
         self.busy = true;
         self.stopped = None;
+    }
+
+    /// The product, as long as it runs.
+    pub fn tapdom(&self) -> Option<&kernel::Tapdom<SimXen>> {
+        self.tapdom.as_deref()
     }
 
     /// One more who runs.
@@ -241,6 +261,7 @@ impl Run {
         // Its mappings end with it, before its code drops what stood for them.
         self.world.destroy(DRIVER);
         self.store.forget(DRIVER);
+        self.tapdom = None;
         self.domain = None;
         self.busy = false;
         self.timer = None;
@@ -324,7 +345,8 @@ impl Run {
     /// xenstore and the console, for the text of a failure.
     pub fn scene(&self) -> String {
         let nodes = self.store.list("/local/domain").join("\n");
-        format!("{nodes}\n--- console ---\n{}", self.world.console(DRIVER))
+        let (console, log) = (self.world.console(DRIVER), journal::tail());
+        format!("{nodes}\n--- console ---\n{console}\n--- log ---\n{log}")
     }
 }
 

@@ -277,7 +277,8 @@ impl Frontend {
                 self.fail(&format!("the backend went to {back} while OVMF waits for 4"))
             }
             (Phase::Connected, 4) => self.look(),
-            (Phase::Initialising | Phase::Offered | Phase::Connected, 5 | 6) => {
+            // At 1, a 6 is only what the last connection left.
+            (Phase::Initialising, 5) | (Phase::Offered | Phase::Connected, 5 | 6) => {
                 self.phase = Phase::Draining;
                 self.workload = None;
                 self.wanted.clear();

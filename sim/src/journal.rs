@@ -1,0 +1,64 @@
+//! What the product logged, kept for the text of a failure. Tests run in threads of one process and the `log` facade
+//! has one logger for all, so each thread keeps its own lines.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::Once;
+
+use xen::port::Instant;
+
+const LINES_MAX: usize = 200;
+
+type Clock = Box<dyn Fn() -> Instant>;
+
+thread_local! {
+    static LINES: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
+    static CLOCK: RefCell<Option<Clock>> = const { RefCell::new(None) };
+}
+
+struct Journal;
+
+impl log::Log for Journal {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let now = CLOCK.with_borrow(|clock| clock.as_ref().map_or(Instant(0), |clock| clock()));
+        let line = format!("{:>9} us {} {}", now.0 / 1000, record.level(), record.args());
+        LINES.with_borrow_mut(|lines| {
+            lines.push_back(line);
+            if lines.len() > LINES_MAX {
+                lines.pop_front();
+            }
+        });
+    }
+
+    fn flush(&self) {}
+}
+
+/// Forgets the lines of the last run.
+pub(crate) fn begin() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if log::set_logger(&Journal).is_ok() {
+            log::set_max_level(log::LevelFilter::Debug);
+        }
+    });
+    LINES.with_borrow_mut(VecDeque::clear);
+}
+
+/// By which clock lines are dated.
+pub(crate) fn clock(clock: impl Fn() -> Instant + 'static) {
+    CLOCK.set(Some(Box::new(clock)));
+}
+
+/// The last lines.
+pub fn tail() -> String {
+    LINES.with_borrow(|lines| lines.iter().cloned().collect::<Vec<_>>().join("\n"))
+}
+
+/// Whether some line holds this text.
+pub fn tells(text: &str) -> bool {
+    LINES.with_borrow(|lines| lines.iter().any(|line| line.contains(text)))
+}

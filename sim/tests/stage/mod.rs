@@ -1,0 +1,113 @@
+//! The stage of every test with the product in it: it is booted, with a lower disk if wanted, and at the end nothing
+//! may be left of what came meanwhile.
+#![allow(dead_code)]
+
+use std::time::Duration;
+
+use sim::blkback::SharedBlkback;
+use sim::disk::{Disk, Model, SharedDisk, SharedModel};
+use sim::frontend::{Options, Phase};
+use sim::run::{Baseline, DRIVER, Run, SharedFrontend};
+use sim::toolstack::{Kind, Vbd};
+use xen::port::DomId;
+
+pub const GUEST: DomId = DomId(5);
+pub const XVDA: u32 = 51712;
+
+pub struct Stage {
+    pub run: Run,
+    pub lower: Option<(SharedDisk, SharedBlkback)>,
+    clean: Baseline,
+}
+
+/// A guest with its disk.
+pub struct Guest {
+    pub front: SharedFrontend,
+    pub model: SharedModel,
+    pub vbd: Vbd,
+}
+
+impl Stage {
+    /// The product with no disk below it.
+    pub fn bare(seed: u64) -> Self {
+        Stage::boot(Run::new(seed), None)
+    }
+
+    /// The product with a lower disk of that many sectors, as /dev/xvda.
+    pub fn with_lower(seed: u64, sectors: u64) -> Self {
+        let mut run = Run::new(seed);
+        let disk = Disk::random(sectors, &mut run.random);
+        let back = run.lower(XVDA, &disk);
+        back.borrow_mut().options = sim::blkback::Options::any(&mut run.random);
+        Stage::boot(run, Some((disk, back)))
+    }
+
+    fn boot(mut run: Run, lower: Option<(SharedDisk, SharedBlkback)>) -> Self {
+        run.boot();
+        let client = run.store.client(DRIVER);
+        let ready = run.until(Duration::from_secs(20), |_| client.exists("data/ready"));
+        assert!(ready, "never ready:\n{}", run.scene());
+        run.rest(Duration::from_secs(2));
+        let clean = run.baseline(DRIVER);
+        Stage { run, lower, clean }
+    }
+
+    pub fn disk(&self) -> SharedDisk {
+        self.lower.as_ref().expect("a stage with a lower disk").0.clone()
+    }
+
+    pub fn back(&self) -> SharedBlkback {
+        self.lower.as_ref().expect("a stage with a lower disk").1.clone()
+    }
+
+    /// A guest on the lower disk.
+    pub fn on_lower(&mut self, guest: DomId) -> Guest {
+        let model = Model::of(self.disk().borrow().bytes());
+        self.guest(Vbd::new(DRIVER, guest, "aio:/dev/xvda"), &model)
+    }
+
+    /// A guest on memory of that many sectors.
+    pub fn on_ram(&mut self, guest: DomId, sectors: u64) -> Guest {
+        let model = Model::zeroes(sectors);
+        let kind = self.run.random.pick(&[Kind::Vbd, Kind::Qdisk, Kind::Vbd3]);
+        let vbd = Vbd::new(DRIVER, guest, &format!("ram:{}", sectors * 512));
+        self.guest(Vbd { kind, ..vbd }, &model)
+    }
+
+    /// A guest of any geometry, its disk not yet attached.
+    pub fn guest(&mut self, vbd: Vbd, model: &SharedModel) -> Guest {
+        let front = self.run.frontend(vbd.guest, vbd.devid, model);
+        front.borrow_mut().options = Options::any(&mut self.run.random);
+        Guest { front, model: model.clone(), vbd }
+    }
+
+    pub fn attach(&mut self, guest: &Guest) {
+        let attached = self.run.attach(&guest.vbd);
+        assert_eq!(attached, Ok(()), "{}", self.run.scene());
+        self.run.connected(&guest.front);
+    }
+
+    pub fn detach(&mut self, guest: &Guest) {
+        let detached = self.run.detach(&guest.vbd);
+        assert_eq!(detached, Ok(()), "{}", self.run.scene());
+        let front = guest.front.clone();
+        assert!(self.run.until(Duration::from_secs(5), |_| front.borrow().phase() == Phase::Absent));
+    }
+
+    /// Reads everything back and compares.
+    pub fn verify(&mut self, guest: &Guest) {
+        guest.front.borrow_mut().read_all();
+        self.run.at_rest(&guest.front);
+    }
+
+    /// What the product holds is what it held after its boot.
+    pub fn assert_clean(&mut self) {
+        self.run.rest(Duration::from_secs(2));
+        assert_eq!(self.run.baseline(DRIVER), self.clean, "{}", self.run.scene());
+        let held = self.run.tapdom().expect("it runs").held();
+        assert_eq!(held.pages.get(), 0, "pages of requests are still out");
+        // The store's own ring page and the console are not the product's to count.
+        assert_eq!(held.mappings.get(), self.clean.holdings.mappings);
+        assert_eq!(held.grants.get(), self.clean.holdings.grants);
+    }
+}
