@@ -124,7 +124,8 @@ impl Back {
         self.enter(Phase::Connected);
     }
 
-    /// We have said Closing; also to be noted when we gave up by ourselves. The frontend has to answer with Closed.
+    /// We have said Closing; also to be noted when we gave up by ourselves, with or without rings. The same frontend
+    /// state will not connect again: the frontend has to answer with Closed, or to begin anew.
     pub fn closing(&mut self) {
         self.enter(Phase::Closing);
     }
@@ -169,28 +170,26 @@ impl Back {
 
     /// The frontend may finish closing, or begin anew without our having seen the end.
     fn closing_to(&self, seen: Seen) -> Do {
-        let anew = match seen.front {
-            None | Some(State::Closed) => return Do::Close,
-            Some(State::Initialising) => Do::Restart,
-            Some(State::Initialised) => Do::Reconnect,
-            Some(State::Connected) if self.heard.has(State::Closing) => Do::Reconnect,
-            _ => return Do::Nothing,
-        };
-        if seen.online { anew } else { Do::Remove }
+        match seen.front {
+            None | Some(State::Closed) => Do::Close,
+            // Nobody is served, and nobody shall be.
+            Some(State::Initialising | State::Initialised) if !seen.online => Do::Remove,
+            Some(State::Connected) if !seen.online && self.heard.anew(seen.front) => Do::Remove,
+            Some(State::Initialising) if self.heard.anew(seen.front) => Do::Restart,
+            Some(State::Initialised | State::Connected) if self.heard.anew(seen.front) => Do::Reconnect,
+            _ => Do::Nothing,
+        }
     }
 
-    /// The frontend may open the device again, if it has moved since we closed.
+    /// The frontend may open the device again.
     fn closed_to(&self, seen: Seen) -> Do {
-        if !seen.online {
-            return Do::Remove;
+        match seen.front {
+            _ if !seen.online => Do::Remove,
+            Some(State::Initialising | State::Initialised | State::Connected) if self.heard.anew(seen.front) => {
+                Do::Publish
+            }
+            _ => Do::Nothing,
         }
-        let moved = match seen.front {
-            Some(State::Initialising) => self.heard.more_than(State::Initialising),
-            Some(State::Initialised) => self.heard.a_new_beginning() || self.heard.has(State::Connected),
-            Some(State::Connected) => self.heard.a_new_beginning(),
-            _ => false,
-        };
-        if moved { Do::Publish } else { Do::Nothing }
     }
 }
 
@@ -221,14 +220,18 @@ impl Heard {
         self.0 & Self::bit(Some(state)) != 0
     }
 
-    fn more_than(self, state: State) -> bool {
-        self.0 & !Self::bit(Some(state)) != 0
-    }
-
-    /// The frontend was gone, at its start, or at its end: what it says now is not left over from before.
-    fn a_new_beginning(self) -> bool {
+    /// Whether `now` is not left over from before we gave the frontend up: it moved in between, back to its start,
+    /// through its end, or behind what it had reached. Without this a frontend that cannot be served would be tried
+    /// again and again.
+    fn anew(self, now: Option<State>) -> bool {
+        let before = self.0 & !Self::bit(now);
         let ends = [None, Some(State::Initialising), Some(State::Closing), Some(State::Closed)];
-        ends.into_iter().any(|front| self.0 & Self::bit(front) != 0)
+        let ended = ends.into_iter().any(|end| before & Self::bit(end) != 0);
+        match now {
+            Some(State::Initialising) => before != 0,
+            Some(State::Initialised) => ended || self.has(State::Connected),
+            _ => ended,
+        }
     }
 }
 
@@ -281,7 +284,7 @@ mod tests {
             (Waiting, _, false)   => "D...CCAD..",
             (Connected, _, true)  => "X.S...AX..",
             (Connected, _, false) => "D.S...AD..",
-            (Closing, _, true)    => "X.S.R..X..",
+            (Closing, _, true)    => "X......X..",
             (Closing, _, false)   => "D.D.D..D..",
             (Closed, _, true)     => "..........",
             (Closed, _, false)    => "DDDDDDDDDD",
@@ -297,15 +300,19 @@ mod tests {
         {
             return None;
         }
-        match (phase, online, before, now) {
-            (Phase::Connected, _, Some(Connected), Some(Initialised)) => Some(Do::Reconnect),
-            (Phase::Closing, true, Some(Closing), Some(Connected)) => Some(Do::Reconnect),
-            (Phase::Closing, false, Some(Closing), Some(Connected)) => Some(Do::Remove),
-            (Phase::Closed, true, before, Some(Initialising)) if before != now => Some(Do::Publish),
-            (Phase::Closed, true, None | Some(Initialising | Connected | Closing | Closed), Some(Initialised)) => {
-                Some(Do::Publish)
-            }
-            (Phase::Closed, true, None | Some(Initialising | Closing | Closed), Some(Connected)) => Some(Do::Publish),
+        let ended = matches!(before, None | Some(Initialising | Closing | Closed));
+        let anew = match now {
+            Some(Initialising) => before != now,
+            Some(Initialised) => ended || before == Some(Connected),
+            Some(Connected) => ended,
+            _ => false,
+        };
+        match (phase, online, now) {
+            (Phase::Connected, _, Some(Initialised)) if before == Some(Connected) => Some(Do::Reconnect),
+            (Phase::Closing, true, Some(Initialising)) if anew => Some(Do::Restart),
+            (Phase::Closing, true, _) if anew => Some(Do::Reconnect),
+            (Phase::Closing, false, _) if anew => Some(Do::Remove),
+            (Phase::Closed, true, _) if anew => Some(Do::Publish),
             _ => None,
         }
     }
@@ -450,14 +457,20 @@ mod tests {
     }
 
     #[test]
-    fn what_we_closed_ourselves_stays_closed() {
-        // A frontend with a broken ring, or whose keys are nonsense, does not get another try for free.
-        for front in [State::Initialised, State::Connected] {
-            let mut device = device(Phase::Connected, Some(front));
-            device.closed();
-            assert_eq!(device.step(seen(State::Closed, Some(front), true)), Do::Nothing);
-            assert_eq!(device.step(seen(State::Closed, Some(State::Closed), true)), Do::Nothing);
-            assert_eq!(device.step(seen(State::Closed, Some(State::Initialising), true)), Do::Publish);
+    fn what_we_gave_up_stays_so_until_the_frontend_moves() {
+        // A broken ring, keys that are nonsense, a target that cannot be opened: not tried again for free.
+        for front in [State::Initialising, State::Initialised, State::Connected] {
+            for phase in [Phase::Closing, Phase::Closed] {
+                let mut device = device(Phase::Waiting, Some(front));
+                device.enter(phase);
+                let own = if phase == Phase::Closing { State::Closing } else { State::Closed };
+                assert_eq!(device.step(seen(own, Some(front), true)), Do::Nothing, "{phase:?} {front:?}");
+                let ended = device.step(seen(own, Some(State::Closed), true));
+                assert_eq!(ended, if phase == Phase::Closing { Do::Close } else { Do::Nothing });
+                device.closed();
+                let again = seen(State::Closed, Some(State::Initialising), true);
+                assert_eq!(device.step(again), Do::Publish);
+            }
         }
     }
 }
