@@ -100,10 +100,13 @@ pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>
                 continue;
             }
             let Some(ring) = &mut ring else {
-                return match slots.is_empty() && handle.stop.get() {
-                    true => Poll::Ready(()),
-                    false => handle.stopped.poll(cx),
-                };
+                if slots.is_empty() && handle.stop.get() {
+                    return Poll::Ready(());
+                }
+                if handle.stopped.poll(cx).is_ready() {
+                    continue;
+                }
+                return Poll::Pending;
             };
             if ring.back.publish() {
                 ring.channel.notify();
