@@ -30,7 +30,7 @@ impl Disk {
     /// A disk whose bytes the seed decides.
     pub fn random(sectors: u64, random: &mut Random) -> SharedDisk {
         let mut disk = Disk::new(sectors);
-        random.fill(&mut disk.bytes);
+        random.fill_sectors(&mut disk.bytes);
         disk.durable.clone_from(&disk.bytes);
         Rc::new(RefCell::new(disk))
     }
@@ -121,9 +121,11 @@ impl Model {
         self.certain.len() as u64
     }
 
-    /// A write or discard is under way, or failed, or was lost: the range may hold anything.
+    /// A write or discard is under way, or failed, or was lost: the range, as far as it is on the disk, may hold
+    /// anything.
     pub fn doubt(&mut self, sector: u64, sectors: u64) {
-        self.certain[sector as usize..(sector + sectors) as usize].fill(false);
+        let end = self.sectors();
+        self.certain[sector.min(end) as usize..(sector + sectors).min(end) as usize].fill(false);
     }
 
     /// A write was answered.

@@ -1,7 +1,7 @@
 //! The world as the domain under test sees it, and stricter than Xen: what the product may never do ends the test.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::rc::Rc;
 
@@ -18,13 +18,20 @@ const ENOSPC: Refused = Refused(-28);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped(pub Stop);
 
+/// The pages the domain has lent, by their addresses.
+#[derive(Default)]
+struct Lent {
+    pages: BTreeSet<u64>,
+    grants: BTreeMap<GrantRef, u64>,
+}
+
 /// A domain's own hypervisor.
 #[derive(Clone)]
 pub struct SimXen {
     world: World,
     id: DomId,
     store: (PageRef, Port),
-    lent: Rc<RefCell<BTreeMap<GrantRef, u64>>>,
+    lent: Rc<RefCell<Lent>>,
 }
 
 impl SimXen {
@@ -91,17 +98,20 @@ impl Xen for SimXen {
 
     fn lend(&self, page: &PageRef, to: DomId, access: Access) -> Result<GrantRef, Refused> {
         let address = page.address();
-        let twice = self.lent.borrow().values().any(|lent| *lent == address);
-        assert!(!twice, "{:?} lent a page twice without reclaiming it", self.id);
+        let mut lent = self.lent.borrow_mut();
+        assert!(!lent.pages.contains(&address), "{:?} lent a page twice without reclaiming it", self.id);
         self.strike(Fault::Lend, status::NO_SPACE)?;
         let grant = self.world.lend(self.id, page, to, access)?;
-        self.lent.borrow_mut().insert(grant, address);
+        lent.pages.insert(address);
+        lent.grants.insert(grant, address);
         Ok(grant)
     }
 
     fn reclaim(&self, grant: GrantRef) -> Result<(), StillInUse> {
         self.world.reclaim(self.id, grant)?;
-        self.lent.borrow_mut().remove(&grant);
+        let mut lent = self.lent.borrow_mut();
+        let address = lent.grants.remove(&grant).expect("lent before it was reclaimed");
+        lent.pages.remove(&address);
         Ok(())
     }
 

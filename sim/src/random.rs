@@ -51,6 +51,17 @@ impl Random {
         of[self.index(of.len())].clone()
     }
 
+    /// Fills whole sectors: no two alike, and no two pieces of one alike either.
+    pub fn fill_sectors(&mut self, bytes: &mut [u8]) {
+        const SECTOR: usize = 512;
+        let mut pattern = [0; SECTOR];
+        self.fill(&mut pattern);
+        for sector in bytes.chunks_mut(SECTOR) {
+            sector.copy_from_slice(&pattern);
+            self.fill(&mut sector[..16]);
+        }
+    }
+
     /// Fills `bytes`.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {

@@ -83,7 +83,6 @@ fn past_the_end_is_an_error_and_nothing_else() {
         let guest = stage.on_ram(GUEST, 1024);
         guest.front.borrow_mut().options.errors = true;
         stage.attach(&guest);
-        guest.model.borrow_mut().resize(4096);
         for sector in [1024, 1020, 2048] {
             guest.front.borrow_mut().ask(Io::Read { sector, sectors: 8 });
             guest.front.borrow_mut().ask(Io::Write { sector, data: vec![1; 8 * SECTOR] });

@@ -12,7 +12,7 @@ use crate::random::Random;
 use crate::world::World;
 
 /// What fills a page around and before the payload: whoever writes outside the segment is seen.
-const FILL: u8 = 0xe5;
+const FILLED: [u8; PAGE_BYTES] = [0xe5; PAGE_BYTES];
 
 struct Piece {
     page: PageRef,
@@ -136,7 +136,7 @@ impl Link {
             let size = if self.random.one_in(3) { self.random.between(least as u64, most as u64) as usize } else { most };
             let first = self.random.index(8 - size + 1);
             let page = page();
-            page.write(0, &[FILL; PAGE_BYTES]);
+            page.write(0, &FILLED);
             if let Some(data) = data {
                 page.write(first * SECTOR, &data[done * SECTOR..(done + size) * SECTOR]);
             }
@@ -199,7 +199,7 @@ impl Link {
             let mut bytes = [0; PAGE_BYTES];
             piece.page.read(0, &mut bytes);
             let (start, end) = (piece.first * SECTOR, (piece.first + piece.sectors) * SECTOR);
-            if bytes[..start].iter().chain(&bytes[end..]).any(|byte| *byte != FILL) {
+            if bytes[..start] != FILLED[..start] || bytes[end..] != FILLED[end..] {
                 return Err(format!("{id:#x} wrote outside its segment"));
             }
             data.extend_from_slice(&bytes[start..end]);

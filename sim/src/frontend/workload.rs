@@ -116,7 +116,7 @@ impl Workload {
         let draw = random.below(100);
         if draw < self.writes {
             let mut data = vec![0; sectors as usize * SECTOR];
-            random.fill(&mut data);
+            random.fill_sectors(&mut data);
             Io::Write { sector, data }
         } else if draw < self.writes + self.flushes {
             Io::Flush
