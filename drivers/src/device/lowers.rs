@@ -81,8 +81,9 @@ impl<X: Xen> Lowers<X> {
             names => names?,
         };
         for device in names.iter().filter_map(number::u32) {
-            let over = self.disks.borrow().get(&device).is_none_or(|disk| disk.life() == Life::Over);
             let state = self.store.read_if_there(&format!("device/vbd/{device}/state")).await?;
+            // Asked only now: another task may have looked while we waited for xenstore.
+            let over = self.disks.borrow().get(&device).is_none_or(|disk| disk.life() == Life::Over);
             // Only a fresh directory is a disk: an old one stays until the toolstack takes it away.
             if over && state.as_deref() == Some("1") {
                 let disk = Blkfront::new(&self.domain, &self.store, device);
