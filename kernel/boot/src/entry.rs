@@ -99,7 +99,11 @@ impl Start {
         // SAFETY: by the caller's word there is a start_info; its address is aligned by the builder to 8 bytes.
         let info = unsafe { *(start_info as *const hvm_start_info) };
         assert!(info.magic == XEN_HVM_START_MAGIC_VALUE, "start_info has magic {:#x}, not Xen's", info.magic);
-        assert!(info.version >= 1 && info.memmap_entries > 0, "start_info has no memory map (version {})", info.version);
+        assert!(
+            info.version >= 1 && info.memmap_entries > 0,
+            "start_info has no memory map (version {})",
+            info.version
+        );
         let entries = (0..u64::from(info.memmap_entries)).map(|i| {
             let entry = info.memmap_paddr + i * size_of::<hvm_memmap_table_entry>() as u64;
             // SAFETY: start_info says that there are so many entries.

@@ -12,9 +12,6 @@ use crate::console::LastWords;
 use crate::idt::Frame;
 use crate::{hypercall, paging};
 
-/// What else there is to tell: the last entries of the trace. Set once by whoever keeps them.
-pub static EPITAPH: spin::Once<fn(&mut dyn Write)> = spin::Once::new();
-
 static DYING: AtomicBool = AtomicBool::new(false);
 
 #[panic_handler]
@@ -54,8 +51,28 @@ pub fn fault(frame: &Frame, address: u64) -> ! {
          rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}\nrsi {:016x} rdi {:016x} rbp {:016x} rsp {:016x}\n\
          r8  {:016x} r9  {:016x} r10 {:016x} r11 {:016x}\nr12 {:016x} r13 {:016x} r14 {:016x} r15 {:016x}\n\
          rflags {:x} cs {:x} ss {:x}\n",
-        f.vector, f.error, f.rip, f.rax, f.rbx, f.rcx, f.rdx, f.rsi, f.rdi, f.rbp, f.rsp, f.r8, f.r9, f.r10, f.r11,
-        f.r12, f.r13, f.r14, f.r15, f.rflags, f.cs, f.ss,
+        f.vector,
+        f.error,
+        f.rip,
+        f.rax,
+        f.rbx,
+        f.rcx,
+        f.rdx,
+        f.rsi,
+        f.rdi,
+        f.rbp,
+        f.rsp,
+        f.r8,
+        f.r9,
+        f.r10,
+        f.r11,
+        f.r12,
+        f.r13,
+        f.r14,
+        f.r15,
+        f.rflags,
+        f.cs,
+        f.ss,
     );
     end(words, frame.rbp)
 }
@@ -72,10 +89,8 @@ fn end(mut words: LastWords, frame: u64) -> ! {
     backtrace(frame, |address| {
         let _ = write!(words, " {address:#x}");
     });
-    let _ = writeln!(words);
-    if let Some(more) = EPITAPH.get() {
-        more(&mut words);
-    }
+    let _ = writeln!(words, "\nlast moments:");
+    xen::trace::epitaph(&mut words);
     words.wait_until_read();
     shutdown(SHUTDOWN_crash)
 }

@@ -3,9 +3,7 @@
 
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
-use xen_sys::grant_table::{
-    GTF_invalid, GTF_permit_access, GTF_reading, GTF_readonly, GTF_writing, grant_entry_v1,
-};
+use xen_sys::grant_table::{GTF_invalid, GTF_permit_access, GTF_reading, GTF_readonly, GTF_writing, grant_entry_v1};
 
 /// Entries in a page.
 pub const ENTRIES_PER_PAGE: u32 = 512;

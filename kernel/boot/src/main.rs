@@ -21,7 +21,7 @@ mod window;
 use boot::map::PAGE;
 use boot::shared::Shared;
 use xen::page::Page;
-use xen::port::{Instant, Port, Xen};
+use xen::port::Port;
 use xen_sys::hvm::{HVM_PARAM_CONSOLE_EVTCHN, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_STORE_EVTCHN, HVM_PARAM_STORE_PFN};
 use xen_sys::memory::XENMAPSPACE_shared_info;
 
@@ -71,20 +71,12 @@ extern "C" fn start(start_info: u64) -> ! {
         window: unsafe { window::Window::new(space.window.clone()) },
         store: (store, store_port),
     };
-    let (used, total) = heap::memory();
+    let (_, heap) = heap::memory();
     let (major, minor) = found.version;
-    log::info!("boot: Xen {major}.{minor}, domain {:?}, heap {} KiB of {} KiB", found.domain, used / 1024, total / 1024);
+    log::info!("boot: domain {} on Xen {major}.{minor}, {} KiB of heap", found.domain.unwrap_or(0), heap / 1024);
+    log::debug!("boot: command line '{command_line}', window {:x?}", space.window);
     for region in start.map.regions() {
-        log::info!("boot: memory {:#x}-{:#x} {}", region.at.start, region.at.end, if region.ram { "RAM" } else { "reserved" });
+        log::debug!("boot: {} {:x?}", if region.ram { "RAM" } else { "reserved" }, region.at);
     }
-    log::info!("boot: command line '{command_line}', window {:#x}-{:#x}", space.window.start, space.window.end);
-    for i in 0..5 {
-        let until = Instant(machine.now().0 + 100_000_000);
-        while machine.now() < until {
-            machine.wait(Some(until));
-            machine.take_events(&mut |port| log::info!("event {port:?}"));
-        }
-        log::info!("boot: slept {i}, late by {} ns", machine.now().0 - until.0);
-    }
-    machine.stop(xen::port::Stop::Poweroff)
+    kernel::run(machine)
 }

@@ -133,7 +133,10 @@ mod tests {
     #[test]
     fn ram_shrinks_and_the_rest_grows_to_whole_pages() {
         let map = map(&[(0x10, 0x3000, 1), (0x8001, 1, 2), (0x9000, 0xfff, 1)]);
-        assert_eq!(map.regions(), [Region { at: 0x1000..0x3000, ram: true }, Region { at: 0x8000..0x9000, ram: false }]);
+        assert_eq!(
+            map.regions(),
+            [Region { at: 0x1000..0x3000, ram: true }, Region { at: 0x8000..0x9000, ram: false }]
+        );
     }
 
     #[test]
@@ -169,10 +172,7 @@ mod tests {
         assert_eq!(free(&small(), &[]), [0..64 << 20]);
         assert_eq!(free(&small(), &[0x1000..65 << 20]), [0..0x1000]);
         let backwards = [0x30_0000..0x30_1000, 0..0x10_0000, 0x20_0000..0x20_0001];
-        assert_eq!(
-            free(&small(), &backwards),
-            [0x10_0000..0x20_0000, 0x20_1000..0x30_0000, 0x30_1000..64 << 20]
-        );
+        assert_eq!(free(&small(), &backwards), [0x10_0000..0x20_0000, 0x20_1000..0x30_0000, 0x30_1000..64 << 20]);
     }
 
     #[test]

@@ -116,8 +116,7 @@ impl Space {
 /// # Safety
 /// `address` must be a hole that is ours to fill.
 pub unsafe fn place(space: u32, index: u64, address: u64) -> Result<(), Refused> {
-    let mut argument =
-        xen_add_to_physmap { domid: DOMID_SELF, size: 0, space, idx: index, gpfn: address / PAGE };
+    let mut argument = xen_add_to_physmap { domid: DOMID_SELF, size: 0, space, idx: index, gpfn: address / PAGE };
     // SAFETY: the operation takes this structure; a hole has nothing to lose.
     unsafe { hypercall::memory(XENMEM_add_to_physmap, &mut argument) }.map(|_| ())
 }

@@ -35,7 +35,7 @@ impl Time {
             let system = self.system.load(Ordering::Relaxed);
             let scale = self.scale.load(Ordering::Relaxed);
             let shift = self.shift.load(Ordering::Relaxed);
-            let ticks = counter().saturating_sub(tsc);
+            let ticks = since(tsc, counter());
             fence(Ordering::Acquire);
             if version & 1 == 0 && self.version.load(Ordering::Relaxed) == version {
                 return system.wrapping_add(nanoseconds(ticks, scale, shift));
@@ -43,6 +43,13 @@ impl Time {
             core::hint::spin_loop();
         }
     }
+}
+
+/// Ticks from `stamp` to `counter`. A stamp from before the domain's own counter began is "negative" and wraps; a
+/// counter that is behind the stamp, as another processor's may be by a little, counts as none.
+fn since(stamp: u64, counter: u64) -> u64 {
+    let ticks = counter.wrapping_sub(stamp);
+    if ticks > u64::MAX / 2 { 0 } else { ticks }
 }
 
 /// `((ticks << shift) * scale) >> 32`, or shifted to the right when `shift` is negative.
@@ -77,6 +84,14 @@ mod tests {
         let time = Time { tsc: 100.into(), system: 7.into(), scale: (1 << 31).into(), ..Time::default() };
         assert_eq!(time.now(|| 90), 7);
         assert_eq!(time.now(|| 120), 17);
+    }
+
+    #[test]
+    fn a_stamp_from_before_the_counter_began_wraps() {
+        // Xen stamps once a second; a domain's counter starts at 0 when it is built, in between.
+        let time = Time { tsc: 0u64.wrapping_sub(50).into(), scale: (1 << 31).into(), ..Time::default() };
+        assert_eq!(time.now(|| 0), 25);
+        assert_eq!(time.now(|| 50), 50);
     }
 
     #[test]

@@ -215,7 +215,12 @@ mod tests {
 
     #[test]
     fn the_pool_is_large_enough_for_ranges_far_apart() {
-        let ranges = [0..0xf000_0000, 4 << 30..(9 << 30) + 0x5000, 0xfeff_c000..0xfeff_d000, (1 << 39) - 0x1000..(1 << 39) + 0x1000];
+        let ranges = [
+            0..0xf000_0000,
+            4 << 30..(9 << 30) + 0x5000,
+            0xfeff_c000..0xfeff_d000,
+            (1 << 39) - 0x1000..(1 << 39) + 0x1000,
+        ];
         let parts: Vec<_> = (0..6).map(|i| 0x10_0000 + i * 0x8000..0x10_0000 + i * 0x8000 + 0x7000).collect();
         let mut pool = vec![Table::EMPTY; Tables::needed(&ranges, parts.len())];
         let mut tables = Tables::new(&mut pool);

@@ -39,48 +39,98 @@ macro_rules! numbers {
 
 fn claims() -> Vec<Claim> {
     let mut all = Vec::new();
-    numbers!(all, xen {
-        __HYPERVISOR_memory_op, __HYPERVISOR_grant_table_op, __HYPERVISOR_vcpu_op, __HYPERVISOR_sched_op,
-        __HYPERVISOR_event_channel_op, __HYPERVISOR_hvm_op, DOMID_SELF, VIRQ_TIMER, XEN_LEGACY_MAX_VCPUS
-    });
-    structure!(all, "struct vcpu_time_info", xen::vcpu_time_info {
-        version, pad0, tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift, flags, pad1
-    });
+    numbers!(
+        all,
+        xen {
+            __HYPERVISOR_memory_op,
+            __HYPERVISOR_grant_table_op,
+            __HYPERVISOR_vcpu_op,
+            __HYPERVISOR_sched_op,
+            __HYPERVISOR_event_channel_op,
+            __HYPERVISOR_hvm_op,
+            DOMID_SELF,
+            VIRQ_TIMER,
+            XEN_LEGACY_MAX_VCPUS
+        }
+    );
+    structure!(
+        all,
+        "struct vcpu_time_info",
+        xen::vcpu_time_info { version, pad0, tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift, flags, pad1 }
+    );
     structure!(all, "struct arch_vcpu_info", xen::arch_vcpu_info { cr2, pad });
-    structure!(all, "struct vcpu_info", xen::vcpu_info {
-        evtchn_upcall_pending, evtchn_upcall_mask, evtchn_pending_sel, arch, time
-    });
-    structure!(all, "struct arch_shared_info", xen::arch_shared_info {
-        max_pfn, pfn_to_mfn_frame_list_list, nmi_reason, p2m_cr3, p2m_vaddr, p2m_generation
-    });
-    structure!(all, "struct shared_info", xen::shared_info {
-        vcpu_info, evtchn_pending, evtchn_mask, wc_version, wc_sec, wc_nsec, wc_sec_hi, arch
-    });
+    structure!(
+        all,
+        "struct vcpu_info",
+        xen::vcpu_info { evtchn_upcall_pending, evtchn_upcall_mask, evtchn_pending_sel, arch, time }
+    );
+    structure!(
+        all,
+        "struct arch_shared_info",
+        xen::arch_shared_info { max_pfn, pfn_to_mfn_frame_list_list, nmi_reason, p2m_cr3, p2m_vaddr, p2m_generation }
+    );
+    structure!(
+        all,
+        "struct shared_info",
+        xen::shared_info { vcpu_info, evtchn_pending, evtchn_mask, wc_version, wc_sec, wc_nsec, wc_sec_hi, arch }
+    );
     numbers!(all, memory { XENMEM_add_to_physmap, XENMAPSPACE_shared_info, XENMAPSPACE_grant_table });
     structure!(all, "struct xen_add_to_physmap", memory::xen_add_to_physmap { domid, size, space, idx, gpfn });
-    numbers!(all, grant_table {
-        GNTTAB_NR_RESERVED_ENTRIES, GTF_invalid, GTF_permit_access, GTF_readonly, GTF_reading, GTF_writing,
-        GNTTABOP_map_grant_ref, GNTTABOP_unmap_grant_ref, GNTTABOP_copy, GNTTABOP_query_size, GNTMAP_host_map,
-        GNTMAP_readonly, GNTCOPY_source_gref, GNTCOPY_dest_gref, GNTST_okay, GNTST_eagain, GNTST_no_space
-    });
+    numbers!(
+        all,
+        grant_table {
+            GNTTAB_NR_RESERVED_ENTRIES,
+            GTF_invalid,
+            GTF_permit_access,
+            GTF_readonly,
+            GTF_reading,
+            GTF_writing,
+            GNTTABOP_map_grant_ref,
+            GNTTABOP_unmap_grant_ref,
+            GNTTABOP_copy,
+            GNTTABOP_query_size,
+            GNTMAP_host_map,
+            GNTMAP_readonly,
+            GNTCOPY_source_gref,
+            GNTCOPY_dest_gref,
+            GNTST_okay,
+            GNTST_eagain,
+            GNTST_no_space
+        }
+    );
     structure!(all, "struct grant_entry_v1", grant_table::grant_entry_v1 { flags, domid, frame });
     structure!(all, "struct gnttab_map_grant_ref", grant_table::gnttab_map_grant_ref {
         host_addr, flags, r#ref = "ref", dom, status, handle, dev_bus_addr
     });
-    structure!(all, "struct gnttab_unmap_grant_ref", grant_table::gnttab_unmap_grant_ref {
-        host_addr, dev_bus_addr, handle, status
-    });
+    structure!(
+        all,
+        "struct gnttab_unmap_grant_ref",
+        grant_table::gnttab_unmap_grant_ref { host_addr, dev_bus_addr, handle, status }
+    );
     structure!(all, "struct gnttab_copy_ptr", grant_table::gnttab_copy_ptr { u, domid, offset });
     structure!(all, "struct gnttab_copy", grant_table::gnttab_copy { source, dest, len, flags, status });
-    structure!(all, "struct gnttab_query_size", grant_table::gnttab_query_size { dom, nr_frames, max_nr_frames, status });
-    numbers!(all, event_channel {
-        EVTCHN_2L_NR_CHANNELS, EVTCHNOP_bind_interdomain, EVTCHNOP_bind_virq, EVTCHNOP_close, EVTCHNOP_send,
-        EVTCHNOP_alloc_unbound
-    });
+    structure!(
+        all,
+        "struct gnttab_query_size",
+        grant_table::gnttab_query_size { dom, nr_frames, max_nr_frames, status }
+    );
+    numbers!(
+        all,
+        event_channel {
+            EVTCHN_2L_NR_CHANNELS,
+            EVTCHNOP_bind_interdomain,
+            EVTCHNOP_bind_virq,
+            EVTCHNOP_close,
+            EVTCHNOP_send,
+            EVTCHNOP_alloc_unbound
+        }
+    );
     structure!(all, "struct evtchn_alloc_unbound", event_channel::evtchn_alloc_unbound { dom, remote_dom, port });
-    structure!(all, "struct evtchn_bind_interdomain", event_channel::evtchn_bind_interdomain {
-        remote_dom, remote_port, local_port
-    });
+    structure!(
+        all,
+        "struct evtchn_bind_interdomain",
+        event_channel::evtchn_bind_interdomain { remote_dom, remote_port, local_port }
+    );
     structure!(all, "struct evtchn_bind_virq", event_channel::evtchn_bind_virq { virq, vcpu, port });
     structure!(all, "struct evtchn_close", event_channel::evtchn_close { port });
     structure!(all, "struct evtchn_send", event_channel::evtchn_send { port });
@@ -88,24 +138,51 @@ fn claims() -> Vec<Claim> {
     structure!(all, "struct sched_shutdown", sched::sched_shutdown { reason });
     numbers!(all, vcpu { VCPUOP_set_singleshot_timer });
     structure!(all, "struct vcpu_set_singleshot_timer", vcpu::vcpu_set_singleshot_timer { timeout_abs_ns, flags });
-    numbers!(all, hvm {
-        HVMOP_set_param, HVMOP_get_param, HVM_PARAM_CALLBACK_IRQ, HVM_PARAM_CALLBACK_TYPE_VECTOR, HVM_PARAM_STORE_PFN,
-        HVM_PARAM_STORE_EVTCHN, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_CONSOLE_EVTCHN
-    });
+    numbers!(
+        all,
+        hvm {
+            HVMOP_set_param,
+            HVMOP_get_param,
+            HVM_PARAM_CALLBACK_IRQ,
+            HVM_PARAM_CALLBACK_TYPE_VECTOR,
+            HVM_PARAM_STORE_PFN,
+            HVM_PARAM_STORE_EVTCHN,
+            HVM_PARAM_CONSOLE_PFN,
+            HVM_PARAM_CONSOLE_EVTCHN
+        }
+    );
     structure!(all, "struct xen_hvm_param", hvm::xen_hvm_param { domid, pad, index, value });
     numbers!(all, start_info { XEN_HVM_START_MAGIC_VALUE, XEN_HVM_MEMMAP_TYPE_RAM });
-    structure!(all, "struct hvm_start_info", start_info::hvm_start_info {
-        magic, version, flags, nr_modules, modlist_paddr, cmdline_paddr, rsdp_paddr, memmap_paddr, memmap_entries,
-        reserved
-    });
+    structure!(
+        all,
+        "struct hvm_start_info",
+        start_info::hvm_start_info {
+            magic,
+            version,
+            flags,
+            nr_modules,
+            modlist_paddr,
+            cmdline_paddr,
+            rsdp_paddr,
+            memmap_paddr,
+            memmap_entries,
+            reserved
+        }
+    );
     structure!(all, "struct hvm_memmap_table_entry", start_info::hvm_memmap_table_entry {
         addr, size, r#type = "type", reserved
     });
     numbers!(all, elfnote { XEN_ELFNOTE_PHYS32_ENTRY });
-    numbers!(all, cpuid {
-        XEN_CPUID_FIRST_LEAF, XEN_CPUID_SIGNATURE_EBX, XEN_CPUID_SIGNATURE_ECX, XEN_CPUID_SIGNATURE_EDX,
-        XEN_HVM_CPUID_DOMID_PRESENT
-    });
+    numbers!(
+        all,
+        cpuid {
+            XEN_CPUID_FIRST_LEAF,
+            XEN_CPUID_SIGNATURE_EBX,
+            XEN_CPUID_SIGNATURE_ECX,
+            XEN_CPUID_SIGNATURE_EDX,
+            XEN_HVM_CPUID_DOMID_PRESENT
+        }
+    );
     structure!(all, "struct xencons_interface", console::xencons_interface {
         r#in = "in", out, in_cons, in_prod, out_cons, out_prod
     });
@@ -118,8 +195,18 @@ fn program(claims: &[Claim]) -> String {
         "#define __XEN_INTERFACE_VERSION__ 0x00040e00\n#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n",
     );
     for header in [
-        "xen", "memory", "grant_table", "event_channel", "sched", "vcpu", "hvm/hvm_op", "hvm/params", "elfnote",
-        "arch-x86/hvm/start_info", "arch-x86/cpuid", "io/console",
+        "xen",
+        "memory",
+        "grant_table",
+        "event_channel",
+        "sched",
+        "vcpu",
+        "hvm/hvm_op",
+        "hvm/params",
+        "elfnote",
+        "arch-x86/hvm/start_info",
+        "arch-x86/cpuid",
+        "io/console",
     ] {
         writeln!(c, "#include <xen/{header}.h>").unwrap();
     }
