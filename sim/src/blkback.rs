@@ -158,6 +158,7 @@ impl Blkback {
 
     fn follow(&mut self) {
         if !self.client.exists(&format!("{}/state", self.dir)) {
+            self.state = 1;
             return self.disconnect();
         }
         match self.client.number(&format!("{}/state", self.front_dir)) {

@@ -116,6 +116,11 @@ impl Model {
         Model::of(&vec![0; sectors as usize * SECTOR])
     }
 
+    /// A disk of whatever size, of which nothing is known.
+    pub fn unknown() -> SharedModel {
+        Model::zeroes(0)
+    }
+
     /// How many sectors it knows of.
     pub fn sectors(&self) -> u64 {
         self.certain.len() as u64

@@ -360,10 +360,13 @@ impl Drop for Run {
 }
 
 /// Runs a test over seeds; a failure names its seed.
+///
+/// `SEED=17 cargo test -p sim name_of_the_test` replays one; `SEEDS=2000` runs that many instead.
 pub fn seeds(range: std::ops::Range<u64>, each: impl Fn(u64)) {
-    // One seed alone, to see why: SEED=17 cargo test -p sim name_of_the_test
-    if let Some(seed) = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()) {
-        return each(seed);
+    let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse::<u64>().ok());
+    match (number("SEED"), number("SEEDS")) {
+        (Some(seed), _) => each(seed),
+        (None, Some(end)) => (0..end).for_each(each),
+        (None, None) => range.for_each(each),
     }
-    range.for_each(each);
 }

@@ -302,6 +302,7 @@ impl Toolstack {
             self.client.watch(&disk.backend_dir(), &id.0.to_string()).expect("dom0 may");
         }
         self.jobs.push(Job { id, work, disks });
+        self.world.stir();
         id
     }
 
@@ -310,6 +311,8 @@ impl Toolstack {
         let state = self.client.read(&format!("{}/state", disk.backend_dir()));
         match wait {
             Wait::State(6, _) if state.is_err() => Some(Wait::Over(Ok(()))),
+            // A backend in dom0 leaves its directory to libxl, which runs the hotplug script and takes it away.
+            Wait::State(6, _) if state.as_deref() == Ok("6") && disk.backend == DOM0 => Some(Wait::Over(Ok(()))),
             Wait::State(6, _) if state.as_deref() == Ok("6") => Some(Wait::Gone(now + WAIT)),
             Wait::State(wanted, _) if state.as_deref() == Ok(wanted.to_string().as_str()) => Some(Wait::Over(Ok(()))),
             Wait::State(wanted, until) if now >= *until => Some(Wait::Over(Err(Failure::NoState(*wanted)))),
