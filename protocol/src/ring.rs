@@ -352,7 +352,11 @@ mod tests {
             assert_eq!(Shape::new(pages, 108), Shape { slots, stride: 108 });
             assert!(Shape::new(pages, 112).bytes() <= pages * 4096);
         }
+        assert_eq!(Shape::new(1, 112).bytes(), 64 + 32 * 112);
         assert_eq!(Shape::new(1, 4032).slots, 1);
+        for (pages, stride) in [(0, 112), (1, 4033), (1, 0), ((1 << 16) + 1, 112)] {
+            assert!(std::panic::catch_unwind(|| Shape::new(pages, stride)).is_err(), "{pages} {stride}");
+        }
         assert_eq!(Shape::new(1, 63).slots, 64);
     }
 
@@ -559,6 +563,20 @@ mod tests {
         assert_eq!((back.rearm(), flat.load(REQ_EVENT)), (Ok(true), 1));
         assert_eq!(back.take(&mut [0; 16]), Ok(true));
         assert_eq!((back.rearm(), flat.load(REQ_EVENT)), (Ok(false), 3));
+    }
+
+    #[test]
+    fn rearm_knows_of_responses_not_taken() {
+        let flat = ring(0);
+        let mut front = front(&flat, 0);
+        front.put(&[0; 16]);
+        front.put(&[0; 16]);
+        assert!(front.publish());
+        flat.store(RSP_PROD, 2);
+        assert_eq!(front.take(&mut [0; 16]), Ok(true));
+        assert_eq!((front.rearm(), flat.load(RSP_EVENT)), (Ok(true), 1));
+        assert_eq!(front.take(&mut [0; 16]), Ok(true));
+        assert_eq!((front.rearm(), flat.load(RSP_EVENT)), (Ok(false), 3));
     }
 
     #[test]
