@@ -19,6 +19,8 @@ pub enum Line {
     Pass(String, u64),
     /// A scenario did not hold, after so many milliseconds, and why.
     Fail(String, u64, String),
+    /// From here on the port carries a shell and no more lines.
+    Shell,
     /// Everything asked for was done; dom0 powers off now.
     End,
 }
@@ -31,6 +33,7 @@ impl fmt::Display for Line {
             Line::Start(name) => write!(f, "start {name}"),
             Line::Pass(name, ms) => write!(f, "pass {name} {ms}"),
             Line::Fail(name, ms, why) => write!(f, "fail {name} {ms} {}", flat(why)),
+            Line::Shell => write!(f, "shell"),
             Line::End => write!(f, "end"),
         }
     }
@@ -61,6 +64,7 @@ impl FromStr for Line {
                 let (name, ms) = name.zip(ms).context("a verdict without its time")?;
                 Line::Fail(name.to_owned(), ms.parse()?, parts.next().unwrap_or("").to_owned())
             }
+            "shell" => Line::Shell,
             "end" => Line::End,
             _ => bail!("not a report line: {line:?}"),
         })
@@ -90,11 +94,26 @@ impl Backend {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Create one PVH domain from an ELF file and show what it says for so many seconds.
-    Probe { cmdline: String, memory_mib: u32, seconds: u32 },
+    Probe {
+        /// The domain's command line.
+        cmdline: String,
+        /// The domain's memory.
+        memory_mib: u32,
+        /// How long it is left to run.
+        seconds: u32,
+    },
     /// Judge these scenarios, in this order.
-    Test { backend: Backend, scenarios: Vec<String> },
+    Test {
+        /// Whose disks are judged.
+        backend: Backend,
+        /// The names of the scenarios.
+        scenarios: Vec<String>,
+    },
     /// Tell the whole story to a newcomer; afterwards a shell if asked.
-    Story { shell: bool },
+    Story {
+        /// Whether it ends in a shell.
+        shell: bool,
+    },
 }
 
 /// Where the initramfs keeps the job.
@@ -150,6 +169,7 @@ mod tests {
             Line::Start("ready".into()),
             Line::Pass("ready".into(), 1234),
             Line::Fail("ready".into(), 9, "it said nothing".into()),
+            Line::Shell,
             Line::End,
         ] {
             assert_eq!(format!("{line}\r\n").parse::<Line>().unwrap(), line);

@@ -11,7 +11,7 @@ use rustix::mount::MountFlags;
 use super::process::run;
 use super::reporter::Reporter;
 use super::system::{mount_at, wait_until};
-use super::{probe, scenarios, store};
+use super::{probe, scenarios, store, story};
 use crate::report::{JOB_PATH, Line, Task};
 
 /// Xen's programs of dom0.
@@ -40,7 +40,7 @@ fn work(reporter: &Reporter, task: &Task) -> Result<()> {
     match task {
         Task::Probe { cmdline, memory_mib, seconds } => probe::probe(reporter, cmdline, *memory_mib, *seconds),
         Task::Test { backend, scenarios } => scenarios::judge(reporter, *backend, scenarios),
-        Task::Story { .. } => Ok(()),
+        Task::Story { shell } => story::tell(reporter, *shell),
     }
 }
 

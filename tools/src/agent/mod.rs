@@ -19,5 +19,6 @@ pub mod raw;
 pub mod reporter;
 pub mod scenarios;
 pub mod store;
+pub mod story;
 pub mod system;
 pub mod world;

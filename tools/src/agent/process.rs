@@ -17,8 +17,11 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 pub struct Said {
     /// The exit status; what a signal ended has none.
     pub code: Option<i32>,
+    /// Its standard output.
     pub out: String,
+    /// Its standard error.
     pub err: String,
+    /// From its start to its end.
     pub took: Duration,
 }
 

@@ -1,5 +1,6 @@
 //! Test boots: real Xen under QEMU, with tapdom or any other domain in it. See docs/testing.md.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use clap::{Parser, Subcommand};
 use tools::agent::scenarios::ALL;
 use tools::boots::boot::{Boot, EXAMPLES};
 use tools::boots::judge::Judge;
-use tools::boots::machine::Ending;
+use tools::boots::machine::{Ending, Shell};
 use tools::boots::parts::Parts;
 use tools::report::{Backend, Line, Task};
 
@@ -30,6 +31,15 @@ struct Options {
 enum Verb {
     /// Fetches Debian's parts once.
     Fetch,
+    /// Shows tapdom at work, told step by step.
+    Run {
+        /// Ends in a shell in dom0, with tapdom and a guest running.
+        #[arg(long)]
+        shell: bool,
+        /// The image to show.
+        #[arg(long, default_value = "build/tapdom.elf")]
+        image: PathBuf,
+    },
     /// Judges tapdom by what dom0 and real Linux guests see of it.
     Test {
         /// Only these scenarios, by name; all of them if none is named.
@@ -79,6 +89,7 @@ fn work(options: &Options) -> Result<()> {
     );
     match &options.command {
         Verb::Fetch => fetch(options).map(drop),
+        Verb::Run { shell, image } => run(options, *shell, image),
         Verb::Test { list: true, .. } => {
             ALL.iter().for_each(|scenario| println!("{:14} {}", scenario.name, scenario.shows));
             Ok(())
@@ -94,6 +105,12 @@ fn work(options: &Options) -> Result<()> {
 
 /// The boot itself and what dom0 does before and after the work: 15 to 25 s were measured, three times that is a fault.
 const BOOT: Duration = Duration::from_secs(120);
+
+/// The story took 70 s; a fault shows in the limits inside long before this.
+const STORY: Duration = Duration::from_secs(600);
+
+/// How long a person may play before the machine ends by itself.
+const AFTERNOON: Duration = Duration::from_secs(6 * 3600);
 
 /// All scenarios together take a third of this on two cores without KVM.
 const SUITE: Duration = Duration::from_secs(1200);
@@ -117,6 +134,41 @@ fn probe(options: &Options, elf: &Path, task: Task, guest_debug: bool, limit: Du
         Ok(Line::Fail(_, _, why)) => failure = Some(why),
         _ => println!("{line}"),
     })?;
+    match failure {
+        None if ending == Ending::PoweredOff => Ok(()),
+        failure => bail!("{}; the boot ended with {ending:?}\n{}", failure.unwrap_or_default(), boot.last_words()),
+    }
+}
+
+fn run(options: &Options, shell: bool, image: &Path) -> Result<()> {
+    need_image(image)?;
+    ensure!(!shell || std::io::stdin().is_terminal(), "a shell needs a terminal to talk to");
+    println!("Real Xen boots now under QEMU, with Debian's Linux as its dom0. Nothing is installed on this machine, and");
+    println!("without hardware virtualisation every step takes some seconds. Debian's parts are fetched once.");
+    let parts = fetch(options)?;
+    let (task, limit) = (Task::Story { shell }, if shell { AFTERNOON } else { STORY });
+    let boot = Boot { name: "run", logs: &options.logs, parts: &parts, domain: Some(image), task, guest_debug: false, limit };
+    let mut failure = Some("dom0 reported no end".to_owned());
+    let mut hear = |line: &str| {
+        match line.parse::<Line>() {
+            Ok(Line::Step(text)) => println!("{text}"),
+            Ok(Line::Fail(_, _, why)) => failure = Some(why),
+            Ok(Line::Shell) => {
+                failure = None;
+                return Shell::Opens;
+            }
+            Ok(Line::End) => failure = None,
+            _ => {}
+        }
+        Shell::NotYet
+    };
+    let ending = if shell {
+        boot.run_with_terminal(&mut hear).map(|()| Ending::PoweredOff)?
+    } else {
+        boot.run(|line| {
+            hear(line);
+        })?
+    };
     match failure {
         None if ending == Ending::PoweredOff => Ok(()),
         failure => bail!("{}; the boot ended with {ending:?}\n{}", failure.unwrap_or_default(), boot.last_words()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::image::{self, Ours};
-use super::machine::{Ending, Machine, last_lines};
+use super::machine::{Ending, Machine, Shell, last_lines};
 use super::parts::Parts;
 use crate::report::Task;
 
@@ -56,10 +56,10 @@ impl Boot<'_> {
         ending
     }
 
-    /// Runs it with dom0's agent on the terminal.
-    pub fn run_with_terminal(&self) -> Result<()> {
+    /// Runs it for a person at the terminal.
+    pub fn run_with_terminal(&self, each: impl FnMut(&str) -> Shell) -> Result<()> {
         self.build_image()?;
-        let ended = self.machine(&self.image()).run_with_terminal();
+        let ended = self.machine(&self.image()).run_with_terminal(each);
         fs::remove_file(self.image()).context("removing the image")?;
         ended
     }

@@ -8,8 +8,16 @@ use crate::report::Line;
 /// What became of one scenario.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    Passed { ms: u64 },
-    Failed { why: String },
+    /// It held.
+    Passed {
+        /// How long it took.
+        ms: u64,
+    },
+    /// It did not hold, or nobody heard that it did.
+    Failed {
+        /// The reason, for a person.
+        why: String,
+    },
 }
 
 /// Collects the agent's lines and answers what they amount to. Silence is never a pass.
@@ -33,7 +41,7 @@ impl Judge {
             Line::Pass(name, ms) => self.settle(name, Verdict::Passed { ms: *ms }),
             Line::Fail(name, _, why) => self.settle(name, Verdict::Failed { why: why.clone() }),
             Line::End => self.ended = true,
-            Line::Step(_) | Line::Detail(_) => {}
+            Line::Step(_) | Line::Detail(_) | Line::Shell => {}
         }
     }
 
@@ -80,6 +88,7 @@ impl Judge {
 
 /// The closing account.
 pub struct Summary {
+    /// Each scenario with its verdict, in the order asked.
     pub results: Vec<(String, Verdict)>,
 }
 

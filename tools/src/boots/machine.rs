@@ -18,6 +18,7 @@ const DEATHS: [&str; 3] = ["Kernel panic - not syncing", "Panic on CPU", "Hardwa
 
 /// A boot to be run.
 pub struct Machine<'a> {
+    /// Debian's parts: the hypervisor and the kernel.
     pub parts: &'a Parts,
     /// dom0's initramfs.
     pub image: &'a Path,
@@ -29,6 +30,15 @@ pub struct Machine<'a> {
     pub guest_debug: bool,
     /// After this QEMU is ended, whatever it does.
     pub limit: Duration,
+}
+
+/// Whether the second serial port has become a shell's.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Shell {
+    /// The next lines are a report's still.
+    NotYet,
+    /// What follows is the shell's.
+    Opens,
 }
 
 /// How a boot ended.
@@ -84,10 +94,30 @@ impl Machine<'_> {
         Ok(console.find(&DEATHS)?.map_or(Ending::PoweredOff, Ending::Died))
     }
 
-    /// Runs the boot with the second serial port on the terminal: for a person at a shell, who may take all the time
-    /// they want.
-    pub fn run_with_terminal(&self) -> Result<()> {
-        let mut qemu = Running::start(&mut self.command())?;
+    /// Runs the boot with the keyboard on the second serial port. Lines go to `each` until it says that the port is a
+    /// shell's now; from then on every byte goes to the terminal as it comes.
+    pub fn run_with_terminal(&self, mut each: impl FnMut(&str) -> Shell) -> Result<()> {
+        File::create(&self.log)?;
+        let mut qemu = Running::start(self.command().stdout(Stdio::piped()))?;
+        let mut port = BufReader::new(qemu.0.stdout.take().context("QEMU's output")?);
+        let mut line = Vec::new();
+        while port.read_until(b'\n', &mut line)? > 0 {
+            if each(String::from_utf8_lossy(&line).trim_end()) == Shell::Opens {
+                break;
+            }
+            line.clear();
+        }
+        let mut terminal = std::io::stdout().lock();
+        loop {
+            let bytes = port.fill_buf()?;
+            if bytes.is_empty() {
+                break;
+            }
+            terminal.write_all(bytes)?;
+            terminal.flush()?;
+            let count = bytes.len();
+            port.consume(count);
+        }
         qemu.0.wait()?;
         Ok(())
     }
@@ -98,9 +128,10 @@ impl Machine<'_> {
         command.args(["--foreground", "--kill-after=5", &(self.limit.as_secs() + 5).to_string(), QEMU]);
         // PVH domains need nested paging; the rest of the choice is what Debian's Xen and PV Linux boot on under TCG.
         command.args(["-cpu", "qemu64,+svm,+npt", "-m", "3072", "-smp", "2"]);
-        command.args(["-display", "none", "-monitor", "none", "-no-reboot", "-net", "none"]);
+        command.args(["-display", "none", "-no-reboot", "-net", "none"]);
         command.arg("-serial").arg(format!("file:{}", self.log.display()));
-        command.args(["-serial", "stdio"]);
+        // "mon" makes Ctrl-A x end QEMU, and lets Ctrl-C through to a shell in dom0.
+        command.args(["-serial", "mon:stdio"]);
         command.arg("-kernel").arg(self.parts.xen());
         let mut xen = String::from("console=com1 dom0_mem=1536M dom0_max_vcpus=1 dom0_vcpus_pin conring_size=512k");
         if self.guest_debug {

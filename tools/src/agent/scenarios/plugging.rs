@@ -57,6 +57,8 @@ pub fn four_disks(world: &mut World<'_>) -> Result<()> {
     ];
     for (at, side) in sides.into_iter().enumerate() {
         world.attach(side, "xvda", "rw", Source::Disk(at))?;
+    }
+    for (at, side) in sides.into_iter().enumerate() {
         world.ask(side, &Load { disk: "/dev/xvda".to_owned(), seed: 100 * at as u64 })?;
     }
     for side in sides {
