@@ -33,8 +33,9 @@ use crate::queue::{self, Handle, Ring};
 use crate::request::Desk;
 use crate::stats::Stats;
 
-/// How long a new disk says InitWait before it says Connected. libxl reads our state only when its watch fires, and
-/// takes a disk that it never saw in InitWait for a failed one; nothing tells us when it has looked.
+/// How long a state stands that libxl waits for: InitWait of a new disk before Connected, Closed before the directory
+/// goes. libxl reads our state some time after its watch fired, and takes a disk that it did not see in that state for a
+/// failed one; nothing tells us when it has looked.
 const DWELL: Duration = Duration::from_millis(500);
 
 /// A disk.
@@ -120,7 +121,9 @@ impl<X: Xen> Vbd<X> {
             if store.read_if_there(&self.node(keys::STATE)).await?.is_none() {
                 return Ok(None);
             }
-            if let Some(front) = store.read_if_there(&self.node(keys::FRONTEND)).await?
+            // Not every toolstack writes a directory in one transaction; without `online` it would look abandoned.
+            let whole = store.read_if_there(&self.node(keys::ONLINE)).await?.is_some();
+            if let Some(front) = store.read_if_there(&self.node(keys::FRONTEND)).await?.filter(|_| whole)
                 && front.starts_with('/')
                 && valid_path(&front)
             {
@@ -231,10 +234,14 @@ impl<X: Xen> Vbd<X> {
         self.shared.errors.tell(&self.shared.store, self.key, &error).await;
         let closing = self.back.phase() == Phase::Connected;
         let state = if closing { State::Closing } else { State::Closed };
+        // The text goes first, so that who wakes by the state finds it; but the state is what must be said, also when
+        // the quota leaves no room for a text.
         let text = vec_of([(keys::HOTPLUG_ERROR, error.text.clone())]);
-        match self.say(state, text).await {
-            Ok(_) | Err(Reason::NoEntry | Reason::NoSpace | Reason::Quota) => {}
-            Err(reason) => return Err(reason),
+        for (state, nodes) in [(None, text), (Some(state), Vec::new())] {
+            match self.say(state, nodes).await {
+                Ok(_) | Err(Reason::NoEntry | Reason::NoSpace | Reason::Quota | Reason::TooBig) => {}
+                Err(reason) => return Err(reason),
+            }
         }
         if closing {
             self.back.closing()
@@ -379,19 +386,22 @@ impl<X: Xen> Vbd<X> {
         }
     }
 
-    /// Writes nodes and our state in one go. Not done, and false, if the toolstack asked us to close meanwhile and
+    /// Writes nodes and our state, if it changes, in one go. Not done, and false, if the toolstack asked us to close meanwhile and
     /// this would be to go on; an error if the directory is gone, which a write would bring back as a torso.
-    async fn say(&self, state: State, nodes: Vec<(&'static str, String)>) -> Result<bool, Reason> {
+    async fn say(&self, state: impl Into<Option<State>>, nodes: Vec<(&'static str, String)>) -> Result<bool, Reason> {
+        let state = state.into();
         let node = self.node(keys::STATE);
         let write = async |store: &Store<X>| {
             let own = State::parse(store.read(&node).await?);
-            if own == State::Closing && matches!(state, State::InitWait | State::Connected) {
+            if own == State::Closing && matches!(state, Some(State::InitWait | State::Connected)) {
                 return Ok(false);
             }
             for (key, value) in &nodes {
                 store.write(&self.node(key), value).await?;
             }
-            store.write(&node, state.text()).await?;
+            if let Some(state) = state {
+                store.write(&node, state.text()).await?;
+            }
             Ok(true)
         };
         let said = self.shared.store.transaction(write).await?;
@@ -414,11 +424,12 @@ impl<X: Xen> Vbd<X> {
     async fn leave(&mut self, remove: bool) -> Result<(), Reason> {
         self.let_go().await;
         if remove {
-            // Closed first: libxl waits for it, then for the directory to go.
+            // libxl waits for Closed, and takes a directory that is gone when it looks for a failure.
             match self.say(State::Closed, Vec::new()).await {
                 Ok(_) | Err(Reason::NoEntry) => {}
                 Err(reason) => return Err(reason),
             }
+            self.shared.domain.sleep(DWELL).await;
             match self.shared.store.remove(&self.home).await {
                 Ok(()) | Err(Reason::NoEntry) => {}
                 Err(reason) => return Err(reason),

@@ -24,6 +24,15 @@ impl<X: Xen> Mapped<X> {
     pub fn new(domain: &Rc<Domain<X>>, pages: &[Foreign]) -> Result<Self, Refused> {
         let mut results = Vec::with_capacity(pages.len());
         domain.xen.map(pages, &mut results);
+        for _ in 0..AGAIN_TRIES {
+            for (page, result) in pages.iter().zip(&mut results) {
+                if matches!(result, Err(Refused::AGAIN)) {
+                    let mut once = Vec::with_capacity(1);
+                    domain.xen.map(core::slice::from_ref(page), &mut once);
+                    *result = once.remove(0);
+                }
+            }
+        }
         let mut refused = None;
         let mapped: Vec<_> = results.into_iter().filter_map(|r| r.map_err(|e| refused = Some(e)).ok()).collect();
         count(&domain.held.mappings, mapped.len() as isize);
