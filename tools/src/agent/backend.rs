@@ -50,7 +50,9 @@ impl Server {
         let disks: Vec<String> = lower
             .iter()
             .enumerate()
-            .map(|(at, disk)| format!("\"format=raw,vdev={},access=rw,backendtype=phy,target={}\"", letter(at), disk.device))
+            .map(|(at, disk)| {
+                format!("\"format=raw,vdev={},access=rw,backendtype=phy,target={}\"", letter(at), disk.device)
+            })
             .collect();
         let mut settings = vec![
             format!("name=\"{name}\""),

@@ -46,7 +46,9 @@ fn work(reporter: &Reporter, task: &Task) -> Result<()> {
 
 fn start_daemons() -> Result<()> {
     mount_at("xenfs", "xenfs", "/proc/xen", MountFlags::empty(), c"")?;
-    for folder in ["/run/xen", "/run/xenstored", "/run/lock", "/var/lib/xen", "/var/log/xen/console", "/var/lib/xenstored"] {
+    for folder in
+        ["/run/xen", "/run/xenstored", "/run/lock", "/var/lib/xen", "/var/log/xen/console", "/var/lib/xenstored"]
+    {
         fs::create_dir_all(folder)?;
     }
     std::os::unix::fs::symlink("/run", "/var/run").context("linking /var/run")?;

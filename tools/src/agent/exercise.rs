@@ -131,10 +131,14 @@ impl Gymnast {
         let done = || String::from("done");
         match exercise {
             Appear { disk } => {
-                wait_until(&format!("{disk} is there"), APPEARS, || raw::size(disk).is_ok_and(|size| size > 0) && Path::new(disk).exists())?;
+                wait_until(&format!("{disk} is there"), APPEARS, || {
+                    raw::size(disk).is_ok_and(|size| size > 0) && Path::new(disk).exists()
+                })?;
                 Ok(raw::size(disk)?.to_string())
             }
-            Vanish { disk } => wait_until(&format!("{disk} is gone"), APPEARS, || raw::size(disk).is_err()).map(|()| done()),
+            Vanish { disk } => {
+                wait_until(&format!("{disk} is gone"), APPEARS, || raw::size(disk).is_err()).map(|()| done())
+            }
             Size { disk } => Ok(raw::size(disk)?.to_string()),
             Grow { disk, bytes } => grow(disk, *bytes).map(|()| done()),
             Cycle { disk, seed, mebibytes } => files::cycle(disk, *seed, *mebibytes),
@@ -164,8 +168,8 @@ impl Gymnast {
                 raw::write(&disk, offset, LENGTH, seed + round)?;
                 raw::expect(&disk, offset, LENGTH, seed + round)?;
                 counted.fetch_add(1, Ordering::Relaxed);
-                // Four loads share two emulated processors with the toolstack, which must get its turn.
-                thread::sleep(Duration::from_millis(20));
+                // Four loads share two emulated processors with dom0, whose answers took 15 s without a rest here.
+                thread::sleep(Duration::from_millis(200));
             }
             Ok(())
         });
@@ -203,8 +207,18 @@ fn grow(disk: &str, bytes: u64) -> Result<()> {
 fn fio(disk: &str, seed: u64, mode: &[&str]) -> Result<String> {
     let (filename, seed) = (format!("--filename={disk}"), format!("--randseed={seed}"));
     let mut words = vec![
-        "fio", "--thread", "--direct=1", "--ioengine=libaio", "--iodepth=32", "--rw=randwrite", "--verify=crc32",
-        "--verify_fatal=1", "--verify_state_save=0", "--randrepeat=1", &filename, &seed,
+        "fio",
+        "--thread",
+        "--direct=1",
+        "--ioengine=libaio",
+        "--iodepth=32",
+        "--rw=randwrite",
+        "--verify=crc32",
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+        "--randrepeat=1",
+        &filename,
+        &seed,
     ];
     words.extend_from_slice(mode);
     words.extend_from_slice(&["--name=large", "--bsrange=512-1M", "--offset=0", "--size=40M"]);

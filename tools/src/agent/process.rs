@@ -63,7 +63,11 @@ pub fn ask_command(command: &mut Command, limit: Duration) -> Result<Said> {
         None => {
             child.kill()?;
             child.wait()?;
-            bail!("{name}: not finished after {} s; so far it said: {}", limit.as_secs(), (out.take() + &err.take()).trim());
+            bail!(
+                "{name}: not finished after {} s; so far it said: {}",
+                limit.as_secs(),
+                (out.take() + &err.take()).trim()
+            );
         }
     };
     Ok(Said { code, out: out.take(), err: err.take(), took: started.elapsed() })

@@ -55,7 +55,8 @@ pub fn write(disk: &str, offset: u64, length: u64, seed: u64) -> Result<()> {
     let mut buffer = Aligned::new(CHUNK);
     for (at, count) in chunks(offset, length) {
         pattern::fill(seed, at, &mut buffer.get()[..count]);
-        file.write_all_at(&buffer.get()[..count], at).with_context(|| format!("writing {count} bytes at {at} of {disk}"))?;
+        file.write_all_at(&buffer.get()[..count], at)
+            .with_context(|| format!("writing {count} bytes at {at} of {disk}"))?;
     }
     file.sync_data().with_context(|| format!("flushing {disk}"))
 }
@@ -63,8 +64,11 @@ pub fn write(disk: &str, offset: u64, length: u64, seed: u64) -> Result<()> {
 /// Reads a range and demands the content of a seed.
 pub fn expect(disk: &str, offset: u64, length: u64, seed: u64) -> Result<()> {
     each_chunk(disk, offset, length, |at, bytes| {
-        ensure!(pattern::difference(seed, at, bytes).is_none(), "{disk}: not what was written at byte {:?}",
-                pattern::difference(seed, at, bytes));
+        ensure!(
+            pattern::difference(seed, at, bytes).is_none(),
+            "{disk}: not what was written at byte {:?}",
+            pattern::difference(seed, at, bytes)
+        );
         Ok(())
     })
 }

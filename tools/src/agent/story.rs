@@ -37,7 +37,9 @@ pub fn tell(reporter: &Reporter, shell: bool) -> Result<()> {
     say("The guest is up and has found /dev/xvda. Every domain on this machine:");
     listing(reporter)?;
     say("");
-    say(&format!("The guest now formats /dev/xvda with ext4, writes {MEBIBYTES} MiB of files, syncs, unmounts, runs fsck, mounts"));
+    say(&format!(
+        "The guest now formats /dev/xvda with ext4, writes {MEBIBYTES} MiB of files, syncs, unmounts, runs fsck, mounts"
+    ));
     say("again, compares every byte, and gives the unused space back with fstrim ...");
     let found = world.ask(guest, &Cycle { disk: "/dev/xvda".to_owned(), seed: SEED, mebibytes: MEBIBYTES })?;
     say(&format!("    the guest: {found}"));

@@ -152,10 +152,11 @@ impl<'a> World<'a> {
         let (id, number) = (guest.id, guest.commands);
         store::write(&format!("/local/domain/{id}/{COMMAND}"), &format!("{number} {exercise}"))?;
         let prefix = format!("{number} ");
-        let answer = store::wait_for(&format!("/local/domain/{id}/{RESULT}"), "the guest answers", EXERCISE, |value| {
-            value.is_some_and(|value| value.starts_with(&prefix))
-        })?
-        .context("an answer")?;
+        let answer =
+            store::wait_for(&format!("/local/domain/{id}/{RESULT}"), "the guest answers", EXERCISE, |value| {
+                value.is_some_and(|value| value.starts_with(&prefix))
+            })?
+            .context("an answer")?;
         let answer = &answer[prefix.len()..];
         match answer.split_once(' ') {
             Some(("ok", text)) => Ok(text.to_owned()),
@@ -233,7 +234,9 @@ impl<'a> World<'a> {
         let names = domain::names()?;
         ensure!(names == expected, "domains are {names:?}, not {expected:?}: {}", run(&["xl", "list"], XL)?);
         let tools = devid(TOOLS_DISK).to_string();
-        for (id, who) in self.guests.values().map(|guest| guest.id).chain([0]).map(|id| (id, format!("/local/domain/{id}"))) {
+        for (id, who) in
+            self.guests.values().map(|guest| guest.id).chain([0]).map(|id| (id, format!("/local/domain/{id}")))
+        {
             for node in [format!("{who}/device/vbd"), format!("/libxl/{id}/device/vbd")] {
                 let left: Vec<String> = store::list(&node)?.into_iter().filter(|devid| *devid != tools).collect();
                 ensure!(left.is_empty(), "left in xenstore below {node}: {left:?}");

@@ -143,11 +143,14 @@ fn probe(options: &Options, elf: &Path, task: Task, guest_debug: bool, limit: Du
 fn run(options: &Options, shell: bool, image: &Path) -> Result<()> {
     need_image(image)?;
     ensure!(!shell || std::io::stdin().is_terminal(), "a shell needs a terminal to talk to");
-    println!("Real Xen boots now under QEMU, with Debian's Linux as its dom0. Nothing is installed on this machine, and");
+    println!(
+        "Real Xen boots now under QEMU, with Debian's Linux as its dom0. Nothing is installed on this machine, and"
+    );
     println!("without hardware virtualisation every step takes some seconds. Debian's parts are fetched once.");
     let parts = fetch(options)?;
     let (task, limit) = (Task::Story { shell }, if shell { AFTERNOON } else { STORY });
-    let boot = Boot { name: "run", logs: &options.logs, parts: &parts, domain: Some(image), task, guest_debug: false, limit };
+    let boot =
+        Boot { name: "run", logs: &options.logs, parts: &parts, domain: Some(image), task, guest_debug: false, limit };
     let mut failure = Some("dom0 reported no end".to_owned());
     let mut hear = |line: &str| {
         match line.parse::<Line>() {

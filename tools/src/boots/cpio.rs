@@ -101,8 +101,7 @@ mod tests {
     fn every_part_is_aligned() {
         let bytes = sample();
         assert_eq!(bytes.len() % 4, 0);
-        let starts: Vec<usize> =
-            (0..bytes.len() - 6).filter(|&at| &bytes[at..at + 6] == b"070701").collect();
+        let starts: Vec<usize> = (0..bytes.len() - 6).filter(|&at| &bytes[at..at + 6] == b"070701").collect();
         assert_eq!(starts.len(), 6);
         assert!(starts.iter().all(|at| at % 4 == 0));
     }

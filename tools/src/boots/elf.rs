@@ -50,8 +50,11 @@ pub fn libraries(root: &Path, programs: &[PathBuf]) -> Result<BTreeMap<String, P
                 .map(|folder| root.join(folder).join(&name))
                 .find(|candidate| candidate.exists())
                 .with_context(|| {
-                    format!("{} needs {name}, which no fetched package holds: add its package to PACKAGES in \
-                             tools/src/boots/parts.rs", path.display())
+                    format!(
+                        "{} needs {name}, which no fetched package holds: add its package to PACKAGES in \
+                             tools/src/boots/parts.rs",
+                        path.display()
+                    )
                 })?;
             open.push(library.clone());
             found.insert(name, library);

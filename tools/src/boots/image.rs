@@ -13,7 +13,16 @@ use crate::report::{JOB_PATH, Task};
 
 /// Modules of dom0: access to Xen, both halves of its block driver, the disks that stand in for hardware.
 const DOM0_MODULES: &[&str] = &[
-    "xen-privcmd", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xenfs", "xen-blkback", "xen-blkfront", "loop", "brd", "ext4",
+    "xen-privcmd",
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xenfs",
+    "xen-blkback",
+    "xen-blkfront",
+    "loop",
+    "brd",
+    "ext4",
     "crc32c_generic",
 ];
 
@@ -22,8 +31,12 @@ const GUEST_MODULES: &[&str] = &["xen-evtchn", "xenfs", "xen-blkfront", "ext4", 
 
 /// Programs of dom0, from the unpacked packages.
 const DOM0_PROGRAMS: &[&str] = &[
-    "usr/lib/xen-4.17/bin/xl", "usr/lib/xen-4.17/bin/xen-init-dom0", "usr/lib/xen-4.17/bin/xenstored",
-    "usr/lib/xen-4.17/bin/xenconsoled", "usr/lib/xen-4.17/bin/xenconsole", "usr/lib/xen-4.17/bin/libxl-save-helper",
+    "usr/lib/xen-4.17/bin/xl",
+    "usr/lib/xen-4.17/bin/xen-init-dom0",
+    "usr/lib/xen-4.17/bin/xenstored",
+    "usr/lib/xen-4.17/bin/xenconsoled",
+    "usr/lib/xen-4.17/bin/xenconsole",
+    "usr/lib/xen-4.17/bin/libxl-save-helper",
     "usr/lib/xen-4.17/bin/lsevtchn",
 ];
 
@@ -52,13 +65,14 @@ pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()
         tree.archive.symlink(&format!("/usr/bin/{name}"), &format!("../lib/xen-4.17/bin/{name}"))?;
     }
     tree.modules(parts, DOM0_MODULES)?;
-    for folder in ["/etc/xen", "/etc/xen/scripts", "/boot", "/usr/share/tapdom", "/var/log/xen/console", "/var/lib/xen"] {
+    for folder in ["/etc/xen", "/etc/xen/scripts", "/boot", "/usr/share/tapdom", "/var/log/xen/console", "/var/lib/xen"]
+    {
         tree.folder(folder)?;
     }
     tree.archive.file("/etc/xen/xl.conf", 0o644, b"")?;
     // libxl calls this for every disk that dom0 itself serves; the agent answers under that name.
     tree.archive.symlink("/etc/xen/scripts/block", "/init")?;
-    tree.copy(&parts.vmlinuz(), "/boot/vmlinuz")?;
+    tree.copy(&parts.vmlinux(), "/boot/vmlinuz")?;
     tree.archive.file("/boot/guest.img", 0o644, &guest)?;
     tree.copy(&parts.tools_disk(), "/boot/tools.img")?;
     for name in ["tapdom.cfg", "guest.cfg"] {
@@ -94,7 +108,9 @@ impl Tree {
         ensure!(agent.exists(), "{} is not built: run `cargo build --release -p tools`", agent.display());
         let mut tree =
             Tree { archive: Archive::new(Vec::new()), folders: Vec::new(), libraries: Vec::new(), root: parts.root() };
-        for folder in ["/dev", "/proc", "/sys", "/run", "/tmp", "/tools", "/mnt", "/usr/bin", "/bin", "/sbin", "/lib64", "/etc"] {
+        for folder in
+            ["/dev", "/proc", "/sys", "/run", "/tmp", "/tools", "/mnt", "/usr/bin", "/bin", "/sbin", "/lib64", "/etc"]
+        {
             tree.folder(folder)?;
         }
         tree.archive.device("/dev/console", 5, 1)?;

@@ -64,7 +64,8 @@ impl Machine<'_> {
         }
         File::create(&self.log)?;
         let mut kept = File::create(&self.report)?;
-        let mut qemu = Running::start(self.command().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+        let mut qemu =
+            Running::start(self.command().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         let lines = lines_of(qemu.0.stdout.take().context("QEMU's output")?);
         let complaints = lines_of(qemu.0.stderr.take().context("QEMU's complaints")?);
         let started = Instant::now();
@@ -139,7 +140,7 @@ impl Machine<'_> {
         }
         command.args(["-append", &xen]);
         // The agent is init. No comma may be in a module's arguments: it would start another module.
-        let kernel = format!("{} console=hvc0 quiet panic=1 rdinit=/init", self.parts.vmlinuz().display());
+        let kernel = format!("{} console=hvc0 quiet panic=1 rdinit=/init", self.parts.vmlinux().display());
         command.arg("-initrd").arg(format!("{kernel},{}", self.image.display()));
         command
     }

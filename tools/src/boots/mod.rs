@@ -5,5 +5,6 @@ pub mod cpio;
 pub mod elf;
 pub mod image;
 pub mod judge;
+pub mod kernel;
 pub mod machine;
 pub mod parts;

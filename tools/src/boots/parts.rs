@@ -7,38 +7,114 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{elf, image};
+use super::{elf, image, kernel};
 
 /// Packages by name. Libraries are listed because `apt-get download` follows no dependencies; one that is missing is
 /// noticed when an image is built ([`elf::libraries`]).
 const PACKAGES: &[&str] = &[
     // the hypervisor and its tools
-    "xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xen-utils-common", "xenstore-utils", "libxencall1",
-    "libxendevicemodel1", "libxenevtchn1", "libxenforeignmemory1", "libxengnttab1", "libxenhypfs1", "libxenmisc4.17",
-    "libxenstore4", "libxentoolcore1", "libxentoollog1", "libyajl2", "libnl-3-200", "libnl-route-3-200", "libfdt1",
-    "libncurses6", "libtinfo6", "libsystemd0", "libcap2", "libgcrypt20", "libgpg-error0", "liblz4-1", "libaio1",
+    "xen-hypervisor-4.17-amd64",
+    "xen-utils-4.17",
+    "xen-utils-common",
+    "xenstore-utils",
+    "libxencall1",
+    "libxendevicemodel1",
+    "libxenevtchn1",
+    "libxenforeignmemory1",
+    "libxengnttab1",
+    "libxenhypfs1",
+    "libxenmisc4.17",
+    "libxenstore4",
+    "libxentoolcore1",
+    "libxentoollog1",
+    "libyajl2",
+    "libnl-3-200",
+    "libnl-route-3-200",
+    "libfdt1",
+    "libncurses6",
+    "libtinfo6",
+    "libsystemd0",
+    "libcap2",
+    "libgcrypt20",
+    "libgpg-error0",
+    "liblz4-1",
+    "libaio1",
     // programs that judge disks, none of them ours
-    "busybox-static", "e2fsprogs", "fdisk", "util-linux", "fio", "libext2fs2", "libss2", "libcom-err2", "libblkid1",
-    "libuuid1", "libfdisk1", "libsmartcols1", "libmount1", "libreadline8", "libselinux1", "libpcre2-8-0",
+    "busybox-static",
+    "e2fsprogs",
+    "fdisk",
+    "util-linux",
+    "fio",
+    "libext2fs2",
+    "libss2",
+    "libcom-err2",
+    "libblkid1",
+    "libuuid1",
+    "libfdisk1",
+    "libsmartcols1",
+    "libmount1",
+    "libreadline8",
+    "libselinux1",
+    "libpcre2-8-0",
     // what both stand on
-    "libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libzstd1", "liblzma5", "libbz2-1.0",
+    "libc6",
+    "libgcc-s1",
+    "libstdc++6",
+    "zlib1g",
+    "libzstd1",
+    "liblzma5",
+    "libbz2-1.0",
     // fio is linked with every kind of storage that Debian knows
-    "libnuma1", "libgfapi0", "libgfrpc0", "libgfxdr0", "libglusterfs0", "libtirpc3", "libacl1", "libnbd0", "libgnutls30",
-    "libxml2", "libicu72", "libibverbs1", "librdmacm1", "librados2", "librbd1", "libpmem1", "libpmemblk1", "libdaxctl1",
-    "libndctl6", "libkmod2", "libboost-iostreams1.74.0", "libboost-thread1.74.0", "libfmt9", "libssl3", "libudev1",
-    "libcryptsetup12", "libargon2-1", "libdevmapper1.02.1", "libjson-c5", "libgssapi-krb5-2", "libk5crypto3",
-    "libkrb5-3", "libkrb5support0", "libkeyutils1", "libgmp10", "libhogweed6", "libnettle8", "libidn2-0",
-    "libunistring2", "libp11-kit0", "libtasn1-6", "libffi8",
+    "libnuma1",
+    "libgfapi0",
+    "libgfrpc0",
+    "libgfxdr0",
+    "libglusterfs0",
+    "libtirpc3",
+    "libacl1",
+    "libnbd0",
+    "libgnutls30",
+    "libxml2",
+    "libicu72",
+    "libibverbs1",
+    "librdmacm1",
+    "librados2",
+    "librbd1",
+    "libpmem1",
+    "libpmemblk1",
+    "libdaxctl1",
+    "libndctl6",
+    "libkmod2",
+    "libboost-iostreams1.74.0",
+    "libboost-thread1.74.0",
+    "libfmt9",
+    "libssl3",
+    "libudev1",
+    "libcryptsetup12",
+    "libargon2-1",
+    "libdevmapper1.02.1",
+    "libjson-c5",
+    "libgssapi-krb5-2",
+    "libk5crypto3",
+    "libkrb5-3",
+    "libkrb5support0",
+    "libkeyutils1",
+    "libgmp10",
+    "libhogweed6",
+    "libnettle8",
+    "libidn2-0",
+    "libunistring2",
+    "libp11-kit0",
+    "libtasn1-6",
+    "libffi8",
 ];
 
 /// The package whose only dependency is Debian's newest kernel.
 const KERNEL: &str = "linux-image-amd64";
 
 /// Programs for the disk of tools that dom0 and the guests mount read-only: too big to unpack into every guest.
-const JUDGES: &[&str] = &[
-    "usr/bin/fio", "sbin/mke2fs", "sbin/e2fsck", "sbin/resize2fs", "sbin/fstrim", "sbin/sfdisk",
-    "sbin/blockdev",
-];
+const JUDGES: &[&str] =
+    &["usr/bin/fio", "sbin/mke2fs", "sbin/e2fsck", "sbin/resize2fs", "sbin/fstrim", "sbin/sfdisk", "sbin/blockdev"];
 
 /// Debian's parts, fetched and unpacked.
 pub struct Parts {
@@ -70,20 +146,19 @@ impl Parts {
             say("Debian's parts are in the cache already");
             return Ok(parts);
         }
-        for program in ["apt-get", "apt-cache", "dpkg-deb", "gzip", "mke2fs"] {
-            ensure!(present(program), "`{program}` is missing: the test boots are made of Debian 12's packages, and need \
-                                       its tools to fetch them");
+        for program in ["apt-get", "apt-cache", "dpkg-deb", "gzip", "xz", "mke2fs"] {
+            ensure!(
+                present(program),
+                "`{program}` is missing: the test boots are made of Debian 12's packages, and need \
+                                       its tools to fetch them"
+            );
         }
         refresh_lists(&say)?;
         let kernel = kernel_package()?;
         let debs = cache.join("debs");
         fs::create_dir_all(&debs)?;
-        let missing: Vec<&str> = PACKAGES
-            .iter()
-            .copied()
-            .chain([kernel.as_str()])
-            .filter(|package| deb(&debs, package).is_none())
-            .collect();
+        let missing: Vec<&str> =
+            PACKAGES.iter().copied().chain([kernel.as_str()]).filter(|package| deb(&debs, package).is_none()).collect();
         if !missing.is_empty() {
             say(&format!("fetching {} of Debian's packages (about 130 MB in all)", missing.len()));
             download(&debs, &missing)?;
@@ -102,6 +177,7 @@ impl Parts {
         let release = kernel.strip_prefix("linux-image-").context("a kernel's package")?.to_owned();
         let parts = Parts { cache: cache.to_owned(), release };
         parts.unzip_xen()?;
+        kernel::unpack(&parts.vmlinuz(), &parts.vmlinux())?;
         say("building the disk of tools");
         image::tools_disk(&parts, JUDGES)?;
         fs::write(cache.join("fetched"), format!("{}\n{}\n", wanted(), parts.release))?;
@@ -118,9 +194,14 @@ impl Parts {
         self.cache.join("xen")
     }
 
-    /// The kernel of dom0 and of every Linux guest.
+    /// The kernel as Debian packs it.
     pub fn vmlinuz(&self) -> PathBuf {
         self.root().join(format!("boot/vmlinuz-{}", self.release))
+    }
+
+    /// The kernel of dom0 and of every Linux guest, unpacked.
+    pub fn vmlinux(&self) -> PathBuf {
+        self.cache.join("vmlinux")
     }
 
     /// The kernel's modules.
@@ -141,9 +222,9 @@ impl Parts {
     }
 }
 
-/// What the cache was made for; another list means another cache.
+/// What the cache was made for; another list, or another way to prepare it, means another cache.
 fn wanted() -> String {
-    PACKAGES.join(" ") + " + " + &JUDGES.join(" ")
+    format!("cache 2: {} + {}", PACKAGES.join(" "), JUDGES.join(" "))
 }
 
 fn present(program: &str) -> bool {
@@ -160,10 +241,7 @@ fn present(program: &str) -> bool {
 pub const QEMU: &str = "qemu-system-x86_64";
 
 fn need_qemu() -> Result<()> {
-    ensure!(
-        present(QEMU),
-        "`{QEMU}` is missing: install Debian's package with `sudo apt-get install qemu-system-x86`"
-    );
+    ensure!(present(QEMU), "`{QEMU}` is missing: install Debian's package with `sudo apt-get install qemu-system-x86`");
     Ok(())
 }
 
@@ -218,7 +296,9 @@ fn kernel_package() -> Result<String> {
 fn deb(folder: &Path, package: &str) -> Option<PathBuf> {
     let prefix = format!("{package}_");
     fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).find(|path| {
-        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".deb"))
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".deb"))
     })
 }
 
@@ -230,7 +310,10 @@ fn download(debs: &Path, packages: &[&str]) -> Result<()> {
         command.args(["-o", "APT::Sandbox::User=root"]);
     }
     run(&mut command).with_context(|| {
-        format!("fetching {}: is Debian's mirror reachable, and are its lists fresh (`sudo apt-get update`)?", packages.join(" "))
+        format!(
+            "fetching {}: is Debian's mirror reachable, and are its lists fresh (`sudo apt-get update`)?",
+            packages.join(" ")
+        )
     })?;
     let lost: Vec<&&str> = packages.iter().filter(|package| deb(debs, package).is_none()).collect();
     ensure!(lost.is_empty(), "apt-get download did not bring {lost:?}");
@@ -242,8 +325,12 @@ pub fn run(command: &mut Command) -> Result<()> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().and_then(|child| child.wait_with_output());
     let output = output.with_context(|| format!("{} cannot be started", command.get_program().display()))?;
     if !output.status.success() {
-        bail!("{} ended with {}:\n{}", command.get_program().display(), output.status,
-              String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{} ended with {}:\n{}",
+            command.get_program().display(),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(())
 }

@@ -49,12 +49,8 @@ pub fn cycles(world: &mut World<'_>) -> Result<()> {
 
 /// Two PV guests, a PVH guest and dom0 load a disk each. The first guest is paused with requests under way.
 pub fn four_disks(world: &mut World<'_>) -> Result<()> {
-    let sides = [
-        world.guest("pv", "pv", &[])?,
-        world.guest("pv2", "pv", &[])?,
-        world.guest("pvh", "pvh", &[])?,
-        Side::Dom0,
-    ];
+    let sides =
+        [world.guest("pv", "pv", &[])?, world.guest("pv2", "pv", &[])?, world.guest("pvh", "pvh", &[])?, Side::Dom0];
     for (at, side) in sides.into_iter().enumerate() {
         world.attach(side, "xvda", "rw", Source::Disk(at))?;
     }

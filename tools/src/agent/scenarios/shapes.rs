@@ -33,7 +33,10 @@ pub fn partition(world: &mut World<'_>) -> Result<()> {
     let outside = world.look_below(1, |disk| Checksum { disk, offset: 0, length: start })?;
     world.attach(pv, "xvda", "rw", Source::Partition(1, 2))?;
     let size: u64 = world.ask(pv, &Size { disk: xvda() })?.parse()?;
-    ensure!(size > 64 * MEBIBYTE && start + size <= 128 * MEBIBYTE, "a partition of {size} bytes that begins at {start}");
+    ensure!(
+        size > 64 * MEBIBYTE && start + size <= 128 * MEBIBYTE,
+        "a partition of {size} bytes that begins at {start}"
+    );
     world.ask(pv, &Write { disk: xvda(), offset: 0, length: LENGTH, seed: 81 })?;
     let last = size - MEBIBYTE;
     world.ask(pv, &Write { disk: xvda(), offset: last, length: MEBIBYTE, seed: 82 })?;
