@@ -270,9 +270,8 @@ impl Blkback {
     fn serve(&mut self) -> bool {
         let Some(mut link) = self.link.take() else { return false };
         let now = self.world.now();
-        let ready = |link: &Connected| -> Vec<usize> {
-            (0..link.jobs.len()).filter(|i| link.jobs[*i].due <= now).collect()
-        };
+        let ready =
+            |link: &Connected| -> Vec<usize> { (0..link.jobs.len()).filter(|i| link.jobs[*i].due <= now).collect() };
         let mut busy = false;
         while let some @ [_, ..] = &ready(&link)[..]
             && !self.options.stuck

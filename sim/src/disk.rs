@@ -162,7 +162,8 @@ impl Model {
 
     /// Compares with a whole disk, where certain. Returns the first sector that is wrong.
     pub fn compare(&self, disk: &[u8]) -> Result<(), usize> {
-        let wrong = |at: &usize| self.certain[*at] && self.bytes[at * SECTOR..][..SECTOR] != disk[at * SECTOR..][..SECTOR];
+        let wrong =
+            |at: &usize| self.certain[*at] && self.bytes[at * SECTOR..][..SECTOR] != disk[at * SECTOR..][..SECTOR];
         (0..self.certain.len()).find(wrong).map_or(Ok(()), Err)
     }
 }

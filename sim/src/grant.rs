@@ -221,8 +221,7 @@ mod tests {
         let world = world();
         let page = PageRef::alone().unwrap();
         let grant = world.lend(GUEST, &page, DRIVER, Access::ReadWrite).unwrap();
-        let (handle, mapped) =
-            world.map(DRIVER, Foreign { domain: GUEST, grant, access: Access::ReadWrite }).unwrap();
+        let (handle, mapped) = world.map(DRIVER, Foreign { domain: GUEST, grant, access: Access::ReadWrite }).unwrap();
         page.write(0, b"shared");
         let mut back = [0; 6];
         mapped.read(0, &mut back);

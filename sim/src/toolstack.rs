@@ -198,8 +198,17 @@ impl Toolstack {
             store.write(&format!("{home}/name"), &format!("domain-{}", id.0))?;
             let own = format!("n{}", id.0);
             for dir in [
-                "data", "drivers", "feature", "attr", "error", "control/shutdown", "control/feature-poweroff",
-                "control/feature-reboot", "control/feature-suspend", "control/sysrq", "device/suspend/event-channel",
+                "data",
+                "drivers",
+                "feature",
+                "attr",
+                "error",
+                "control/shutdown",
+                "control/feature-poweroff",
+                "control/feature-reboot",
+                "control/feature-suspend",
+                "control/sysrq",
+                "device/suspend/event-channel",
             ] {
                 store.mkdir(&format!("{home}/{dir}"))?;
                 store.permit(&format!("{home}/{dir}"), &[&own])?;

@@ -236,8 +236,7 @@ mod tests {
         world.create(driver);
         let page = PageRef::alone().unwrap();
         let grant = world.lend(guest, &page, driver, Access::ReadWrite).unwrap();
-        let (handle, _) =
-            world.map(driver, Foreign { domain: guest, grant, access: Access::ReadWrite }).unwrap();
+        let (handle, _) = world.map(driver, Foreign { domain: guest, grant, access: Access::ReadWrite }).unwrap();
         world.destroy(guest);
         assert_eq!(world.life(guest), Some(Life::Dying));
         world.unmap(driver, handle);

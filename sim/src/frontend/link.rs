@@ -6,7 +6,9 @@ use protocol::mem::Memory;
 use xen::page::{PAGE_BYTES, PageRef};
 use xen::port::{Access, DomId, GrantRef, Port};
 
-use crate::blkif::{Body, FrontRing, Layout, Request, Response, SECTOR, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Segment, status};
+use crate::blkif::{
+    Body, FrontRing, Layout, Request, Response, SECTOR, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Segment, status,
+};
 use crate::frontend::workload::Io;
 use crate::random::Random;
 use crate::world::World;
@@ -133,7 +135,8 @@ impl Link {
             let after = self.segments_max - pieces.len() - 1;
             let least = left.saturating_sub(8 * after).max(1);
             let most = left.min(8);
-            let size = if self.random.one_in(3) { self.random.between(least as u64, most as u64) as usize } else { most };
+            let size =
+                if self.random.one_in(3) { self.random.between(least as u64, most as u64) as usize } else { most };
             let first = self.random.index(8 - size + 1);
             let page = page();
             page.write(0, &FILLED);

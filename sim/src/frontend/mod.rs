@@ -189,10 +189,7 @@ impl Frontend {
 
     /// Whether it is connected with nothing to do and nothing under way.
     pub fn at_rest(&self) -> bool {
-        self.phase == Phase::Connected
-            && self.workload.is_none()
-            && self.wanted.is_empty()
-            && self.in_flight() == 0
+        self.phase == Phase::Connected && self.workload.is_none() && self.wanted.is_empty() && self.in_flight() == 0
     }
 
     /// How many requests wait for their answer.
@@ -287,7 +284,9 @@ impl Frontend {
                 self.state(6);
                 self.phase = Phase::Closed;
             }
-            (Phase::Closed, 6 | 0) => self.closed(),
+            (Phase::Closed, 6) => self.closed(true),
+            // The directory is gone: whoever took it, the backend may not know yet.
+            (Phase::Closed, 0) => self.closed(false),
             _ => {}
         }
     }
@@ -367,16 +366,16 @@ impl Frontend {
         self.offer = offer;
     }
 
-    /// The backend is done with the ring: everything can be taken back now.
-    fn closed(&mut self) {
+    /// The backend is done with the ring; if it says so itself, everything can be taken back now.
+    fn closed(&mut self, said: bool) {
         self.phase = Phase::Off;
         if let Some(link) = self.link.take() {
             let (ios, grants) = link.end();
             self.lose(ios);
-            for grant in grants {
-                if self.world.reclaim(self.guest, grant).is_err() {
-                    self.fail("the backend says it is closed and still maps our pages");
-                }
+            self.deferred.extend(grants);
+            self.retry_deferred();
+            if said && !self.deferred.is_empty() {
+                self.fail("the backend says it is closed and still maps our pages");
             }
         }
         if let Some(style) = self.again.take() {
@@ -527,9 +526,6 @@ impl Actor for Frontend {
             self.follow();
             return true;
         }
-        self.interrupt()
-            || self.phase == Phase::Draining && self.drain()
-            || self.submit()
-            || self.retry_deferred()
+        self.interrupt() || self.phase == Phase::Draining && self.drain() || self.submit() || self.retry_deferred()
     }
 }
