@@ -1,7 +1,7 @@
 //! Exceptions and the one interrupt. An exception is our own fault and ends in an epitaph, on a stack of its own; the
 //! interrupt is Xen's upcall and does nothing but end a `hlt`.
 
-use core::arch::{asm, global_asm, naked_asm};
+use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 
 use crate::{epitaph, paging};
@@ -103,11 +103,40 @@ extern "C" fn fault(frame: &Frame) -> ! {
     epitaph::fault(frame, address)
 }
 
-/// Xen raises the upcall as long as its flag in the shared page is set and interrupts are on. So the stub returns with
-/// interrupts off, whatever they were: the flag is for `take_events`.
-#[unsafe(naked)]
-extern "C" fn upcall() {
-    naked_asm!("and qword ptr [rsp + 16], {}", "iretq", const !0x200i32)
+// Sleeping, and the upcall that ends it.
+//
+// The shadow of `sti` is to keep interrupts off until `hlt` has begun, but an exit to Xen between the two can lose it
+// (seen under emulation). The upcall would then come before the `hlt` and nothing would end the sleep; with interrupts
+// off, as the stub leaves them, Xen even takes the `hlt` for the end of the domain. So the stub steps over a `hlt` that
+// has not begun.
+//
+// Xen raises the upcall as long as its flag in the shared page is set and interrupts are on: the stub returns with
+// interrupts off, and the flag is for `take_events`.
+global_asm!(
+    "sleep_until_upcall:",
+    "sti",
+    "sleep_asleep:",
+    "hlt",
+    "sleep_awake:",
+    "cli",
+    "ret",
+    "upcall:",
+    "and qword ptr [rsp + 16], {no_interrupts}",
+    "push rax",
+    "lea rax, [rip + sleep_asleep]",
+    "cmp qword ptr [rsp + 8], rax",
+    "jne 2f",
+    "lea rax, [rip + sleep_awake]",
+    "mov qword ptr [rsp + 8], rax",
+    "2:",
+    "pop rax",
+    "iretq",
+    no_interrupts = const !0x200i32,
+);
+
+unsafe extern "C" {
+    fn sleep_until_upcall();
+    fn upcall();
 }
 
 /// Tables of the processor: written once at the start, then only read by it.
@@ -180,9 +209,8 @@ pub fn load() {
     }
 }
 
-/// Sleeps until the upcall. Between `sti` and `hlt` the processor takes no interrupt, so one that was due before is
-/// not lost: it ends the `hlt`.
+/// Sleeps until the upcall, or not at all if it is due.
 pub fn sleep() {
-    // SAFETY: the only interrupt that can come is the upcall, which changes nothing but the flag in the saved rflags.
-    unsafe { asm!("sti", "hlt", "cli") };
+    // SAFETY: the only interrupt that can come is the upcall, which changes nothing but flag and place of its return.
+    unsafe { sleep_until_upcall() }
 }
