@@ -116,6 +116,9 @@ pub enum Task {
     },
 }
 
+/// The name under which the boot itself fails, when nothing else can be blamed.
+pub const BOOT: &str = "boot";
+
 /// Where the initramfs keeps the job.
 pub const JOB_PATH: &str = "/job";
 

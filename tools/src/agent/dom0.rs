@@ -11,8 +11,8 @@ use rustix::mount::MountFlags;
 use super::process::run;
 use super::reporter::Reporter;
 use super::system::{mount_at, wait_until};
-use super::{probe, scenarios, store, story};
-use crate::report::{JOB_PATH, Line, Task};
+use super::{evidence, probe, scenarios, store, story};
+use crate::report::{BOOT, JOB_PATH, Line, Task};
 
 /// Xen's programs of dom0.
 const XEN_PROGRAMS: &str = "/usr/lib/xen-4.17/bin";
@@ -31,7 +31,10 @@ pub fn main() -> Result<()> {
     });
     match done {
         Ok(()) => reporter.say(&Line::End),
-        Err(error) => reporter.say(&Line::Fail("boot".to_owned(), 0, format!("{error:#}"))),
+        Err(error) => {
+            evidence::keep(&reporter);
+            reporter.say(&Line::Fail(BOOT.to_owned(), 0, format!("{error:#}")));
+        }
     }
     Ok(())
 }

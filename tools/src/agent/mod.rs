@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod dom0;
 pub mod domain;
+pub mod evidence;
 pub mod exercise;
 pub mod files;
 pub mod guest;

@@ -13,7 +13,7 @@ use super::guest::{COMMAND, READY, RESULT, TOOLS_DISK};
 use super::lower::{Lower, TOOLS_LOOP};
 use super::process::{ask, run};
 use super::reporter::Reporter;
-use super::{lower, store};
+use super::{evidence, lower, store};
 use crate::report::Backend;
 
 /// From `xl create` to the agent's word: 12 s for a PV guest and 30 s for a PVH guest were measured on two cores that
@@ -248,7 +248,7 @@ impl<'a> World<'a> {
     /// After a failure: keeps what everybody said and, if there is a next scenario, makes the world anew, so that it is
     /// judged for itself.
     pub fn rebuild(&mut self, go_on: bool) -> Result<()> {
-        self.keep_evidence();
+        evidence::keep(self.reporter);
         if !go_on {
             return Ok(());
         }
@@ -268,40 +268,5 @@ impl<'a> World<'a> {
             self.server = Server::start(Backend::Tapdom, &self.lower)?;
         }
         Ok(())
-    }
-
-    /// Puts everything that may explain a failure into the report.
-    pub fn keep_evidence(&self) {
-        let say = |title: &str, text: &str| self.reporter.detail(&format!("--- {title} ---\n{text}"));
-        let told = |words: &[&str]| ask(words, XL).map(|said| said.words()).unwrap_or_else(|error| error.to_string());
-        say("xl list", &told(&["xl", "list"]));
-        say("xl dmesg", tail(&told(&["xl", "dmesg"]), 40));
-        say("dmesg", tail(&told(&["busybox", "dmesg"]), 40));
-        for name in [self.server.name.as_str()].iter().chain(self.guests.keys()) {
-            say(&format!("console of {name}"), tail(&domain::console(name), 60));
-            say(&format!("xl's log of {name}"), tail(&domain::xl_log(name), 20));
-        }
-        for id in [0, self.server.id].iter().chain(self.guests.values().map(|guest| &guest.id)) {
-            say(&format!("xenstore of domain {id}"), &store::tree(&format!("/local/domain/{id}")));
-        }
-    }
-}
-
-/// The last lines of a text.
-fn tail(text: &str, lines: usize) -> &str {
-    let text = text.trim_end();
-    let start = text.rmatch_indices('\n').nth(lines.saturating_sub(1)).map_or(0, |(at, _)| at + 1);
-    &text[start..]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::tail;
-
-    #[test]
-    fn the_tail_of_a_text() {
-        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
-        assert_eq!(tail("a\nb\nc", 1), "c");
-        assert_eq!(tail("", 5), "");
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::machine::Ending;
-use crate::report::Line;
+use crate::report::{BOOT, Line};
 
 /// What became of one scenario.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,19 +25,21 @@ pub struct Judge {
     asked: Vec<String>,
     verdicts: Vec<(String, Verdict)>,
     running: Option<String>,
+    boot_failed: Option<String>,
     ended: bool,
 }
 
 impl Judge {
     /// A judge who expects a verdict on each of these.
     pub fn new(asked: &[String]) -> Judge {
-        Judge { asked: asked.to_vec(), verdicts: Vec::new(), running: None, ended: false }
+        Judge { asked: asked.to_vec(), verdicts: Vec::new(), running: None, boot_failed: None, ended: false }
     }
 
     /// Takes one line of the report.
     pub fn hear(&mut self, line: &Line) {
         match line {
             Line::Start(name) => self.running = Some(name.clone()),
+            Line::Fail(name, _, why) if name == BOOT => self.boot_failed = Some(why.clone()),
             Line::Pass(name, ms) => self.settle(name, Verdict::Passed { ms: *ms }),
             Line::Fail(name, _, why) => self.settle(name, Verdict::Failed { why: why.clone() }),
             Line::End => self.ended = true,
@@ -54,6 +56,7 @@ impl Judge {
     /// everything had one, the boot itself is a failure of its own.
     pub fn close(mut self, ending: &Ending) -> Summary {
         let trouble = match ending {
+            Ending::PoweredOff if self.boot_failed.is_some() => self.boot_failed.take(),
             Ending::PoweredOff if self.ended => None,
             Ending::PoweredOff => Some("dom0 powered off before the report was complete".to_owned()),
             Ending::Died(words) => Some(format!("the machine died: {words}")),
@@ -80,7 +83,7 @@ impl Judge {
             (name, Verdict::Failed { why: format!("a verdict nobody asked for: {verdict:?}") })
         }));
         if let (Some(why), false) = (trouble, unsettled) {
-            results.push(("boot".to_owned(), Verdict::Failed { why }));
+            results.push((BOOT.to_owned(), Verdict::Failed { why }));
         }
         Summary { results }
     }
@@ -154,6 +157,15 @@ mod tests {
         for ending in [Ending::TimedOut, Ending::PoweredOff, Ending::Qemu("gone".into())] {
             assert_eq!(heard(&lines, ending).failed(), 1);
         }
+    }
+
+    #[test]
+    fn a_boot_that_failed_fails_what_it_never_began() {
+        let lines = [Line::Pass("one".into(), 1), Line::Fail(BOOT.into(), 0, "no daemon".into())];
+        let summary = heard(&lines, Ending::PoweredOff);
+        assert_eq!(summary.results.len(), 2);
+        let Verdict::Failed { why } = &summary.results[1].1 else { panic!("it passed") };
+        assert!(why.contains("before it began: no daemon"), "{why}");
     }
 
     #[test]
