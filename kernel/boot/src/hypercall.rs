@@ -22,7 +22,7 @@ static AMD: AtomicBool = AtomicBool::new(false);
 pub struct Found {
     /// Version, major and minor.
     pub version: (u32, u32),
-    /// Our own number; every Xen since 4.6 tells it.
+    /// Our own number, if this Xen tells it.
     pub domain: Option<u16>,
 }
 

@@ -71,9 +71,10 @@ extern "C" fn start(start_info: u64) -> ! {
         window: unsafe { window::Window::new(space.window.clone()) },
         store: (store, store_port),
     };
+    let domain = found.domain.map_or_else(|| "?".into(), |number| alloc::format!("{number}"));
     let (_, heap) = heap::memory();
     let (major, minor) = found.version;
-    log::info!("boot: domain {} on Xen {major}.{minor}, {} KiB of heap", found.domain.unwrap_or(0), heap / 1024);
+    log::info!("boot: domain {} on Xen {major}.{minor}, {} KiB of heap", domain, heap / 1024);
     log::debug!("boot: command line '{command_line}', window {:x?}", space.window);
     for region in start.map.regions() {
         log::debug!("boot: {} {:x?}", if region.ram { "RAM" } else { "reserved" }, region.at);
