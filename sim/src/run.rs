@@ -111,7 +111,7 @@ impl Run {
         let mut random = Random::new(seed);
         let world = World::new(random.fork());
         let store = Store::new(&world, random.fork());
-        let mut toolstack = Toolstack::new(&world, &store);
+        let mut toolstack = Toolstack::new(&world, &store, random.fork());
         toolstack.create(DRIVER);
         let toolstack = Rc::new(RefCell::new(toolstack));
         let scheduler = random.fork();

@@ -1,19 +1,24 @@
 //! dom0's libxl 4.17: which nodes it writes, in which order, and how long it waits.
 //!
 //! A job is started, goes on as the scheduler lets it, and ends with a result. As libxl does, a job looks at a node's
-//! current value when a watch tells it to: a state that was left again meanwhile was never seen.
+//! current value when a watch tells it to, and a process of dom0 takes its time for that: a state that was left again
+//! meanwhile was never seen.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use xen::port::{DomId, Instant};
 
+use crate::random::Random;
 use crate::run::Actor;
 use crate::store::{Client, Errno, Store};
 use crate::world::{DOM0, World};
 
 /// `LIBXL_INIT_TIMEOUT` and `LIBXL_DESTROY_TIMEOUT`.
 pub const WAIT: Duration = Duration::from_secs(10);
+
+/// How long after its watch fired libxl looks, at most.
+pub const LATENCY_MS_MAX: u64 = 200;
 
 /// The kind of backend that a disk's `format=` and `backendtype=` lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +131,8 @@ pub enum Failure {
     NoState(u32),
     /// The backend never removed its directory.
     NotGone,
+    /// The directory vanished before the state was seen (`devstate_callback` takes that for an error).
+    Vanished,
 }
 
 /// A job's number.
@@ -159,11 +166,13 @@ pub struct Toolstack {
     jobs: Vec<Job>,
     results: BTreeMap<JobId, Result<(), Failure>>,
     next: u32,
+    random: Random,
+    look_at: Option<Instant>,
 }
 
 impl Toolstack {
     /// A dom0.
-    pub fn new(world: &World, store: &Store) -> Self {
+    pub fn new(world: &World, store: &Store, random: Random) -> Self {
         let client = store.client(DOM0);
         client.permit("/", &["r0"]).expect("dom0 may");
         // As xenstored and libxl set it up: /local is listed by nobody but dom0.
@@ -181,6 +190,8 @@ impl Toolstack {
             jobs: Vec::new(),
             results: BTreeMap::new(),
             next: 1,
+            random,
+            look_at: None,
         }
     }
 
@@ -319,7 +330,7 @@ impl Toolstack {
         let now = self.world.now();
         let state = self.client.read(&format!("{}/state", disk.backend_dir()));
         match wait {
-            Wait::State(6, _) if state.is_err() => Some(Wait::Over(Ok(()))),
+            Wait::State(..) if state.is_err() => Some(Wait::Over(Err(Failure::Vanished))),
             // A backend in dom0 leaves its directory to libxl, which runs the hotplug script and takes it away.
             Wait::State(6, _) if state.as_deref() == Ok("6") && disk.backend == DOM0 => Some(Wait::Over(Ok(()))),
             Wait::State(6, _) if state.as_deref() == Ok("6") => Some(Wait::Gone(now + WAIT)),
@@ -380,12 +391,17 @@ impl Toolstack {
 
 impl Actor for Toolstack {
     fn turn(&mut self) -> bool {
-        let heard = self.client.event().is_some();
+        if self.client.event().is_some() {
+            let soon = Duration::from_millis(self.random.between(0, LATENCY_MS_MAX));
+            self.look_at.get_or_insert(self.world.now() + soon);
+            return true;
+        }
         let late = self.timer().is_some_and(|until| until <= self.world.now());
         let over = |job: &Job| job.disks.iter().all(|(_, wait)| matches!(wait, Wait::Over(_)));
-        if !heard && !late && !self.jobs.iter().any(over) {
+        if !late && !self.jobs.iter().any(over) {
             return false;
         }
+        self.look_at = self.look_at.filter(|at| *at > self.world.now());
         let mut jobs = std::mem::take(&mut self.jobs);
         for (disk, wait) in jobs.iter_mut().flat_map(|job| &mut job.disks) {
             if let Some(next) = self.advance(disk, wait) {
@@ -404,6 +420,6 @@ impl Actor for Toolstack {
             Wait::State(_, until) | Wait::Gone(until) => Some(*until),
             Wait::Over(_) => None,
         });
-        until.min()
+        until.chain(self.look_at).min()
     }
 }

@@ -64,6 +64,7 @@ fn read_only_is_read_only() {
         let before = stage.disk().borrow().bytes().to_vec();
         stage.attach(&guest);
         assert_eq!(guest.front.borrow().offer.info & 4, 4, "the frontend is told");
+        assert!(!guest.front.borrow().offer.discard, "a discard is offered that would be refused");
         guest.front.borrow_mut().ask(Io::Write { sector: 8, data: vec![1; 8 * SECTOR] });
         guest.front.borrow_mut().ask(Io::Discard { sector: 16, sectors: 8 });
         guest.front.borrow_mut().ask(Io::Read { sector: 8, sectors: 8 });
@@ -162,10 +163,10 @@ fn four_guests_and_one_is_silent() {
 fn spurious_events_are_rare() {
     // Linux delays the events of a backend that sends them without an answer, up to a second each.
     seeds(0..20, |seed| {
-        let mut stage = Stage::bare(seed);
-        let guest = stage.on_ram(GUEST, 2048);
+        let mut stage = Stage::with_lower(seed, 2048);
+        let guest = stage.on_lower(GUEST);
         stage.attach(&guest);
-        guest.front.borrow_mut().work(Workload::mixed(300));
+        guest.front.borrow_mut().work(Workload { depth: 4, sectors_max: 16, ..Workload::mixed(300) });
         stage.run.at_rest(&guest.front);
         let spurious = guest.front.borrow().tally.spurious;
         assert!(spurious <= 3, "{spurious} events without an answer");
