@@ -29,6 +29,11 @@ pub fn write(path: &str, value: &str) -> Result<()> {
     run(&["xenstore-write", path, value], PROMPT).map(drop)
 }
 
+/// Removes a node with everything below it, if it is there.
+pub fn remove(path: &str) -> Result<()> {
+    ask(&["xenstore-rm", path], PROMPT).map(drop)
+}
+
 /// The names of a node's children; a node that is not there has none.
 pub fn list(path: &str) -> Result<Vec<String>> {
     let said = ask(&["xenstore-list", path], PROMPT)?;

@@ -258,6 +258,12 @@ impl<'a> World<'a> {
                 ask(&["xl", "block-detach", "0", &vdev, "-f"], XL)?;
             }
         }
+        // What a detach could not clear would be blamed on the next scenario.
+        for home in ["/local/domain/0/device/vbd", "/libxl/0/device/vbd"] {
+            for devid in store::list(home)? {
+                store::remove(&format!("{home}/{devid}"))?;
+            }
+        }
         let guests: Vec<&'static str> = self.guests.keys().copied().collect();
         for name in guests {
             domain::destroy(name)?;
