@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
@@ -211,6 +211,7 @@ pub fn tools_disk(parts: &Parts, programs: &[&str]) -> Result<()> {
     }
     run(Command::new("mke2fs")
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .stdout(Stdio::null())
         .args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"])
         .arg(&staging)
         .arg(&disk)
