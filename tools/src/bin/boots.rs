@@ -21,7 +21,7 @@ struct Options {
     #[arg(long, default_value = "build/cache", global = true)]
     cache: PathBuf,
     /// Where the logs of the boots are kept.
-    #[arg(long, default_value = "build/boots", global = true)]
+    #[arg(long, default_value = "build/logs", global = true)]
     logs: PathBuf,
     #[command(subcommand)]
     command: Verb,
