@@ -79,6 +79,14 @@ pub struct Info {
     pub discard: Option<Discard>,
 }
 
+impl fmt::Display for Info {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} sectors in blocks of {} bytes", self.sectors, self.physical_bytes)?;
+        let words = [(self.read_only, "read-only"), (self.flush, "flush"), (self.discard.is_some(), "discard")];
+        words.iter().filter(|(so, _)| *so).try_for_each(|(_, word)| write!(f, ", {word}"))
+    }
+}
+
 /// Why a disk could not do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {

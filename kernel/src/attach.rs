@@ -72,7 +72,7 @@ pub struct Vbds(RefCell<BTreeMap<Key, Rc<Signal>>>);
 
 impl Vbds {
     /// How many.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.borrow().len()
     }
 }

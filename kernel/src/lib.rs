@@ -7,7 +7,7 @@
 //! - [`vbd`]: one disk: handshake, properties, end
 //! - [`queue`]: its ring: turns, back-pressure, events
 //! - [`request`]: one request from its parsing to its answer
-//! - [`stats`], [`report`]: what happened, and what is told of it
+//! - [`stats`], [`report`], [`quiet`]: what happened, and what is told of it, within limits
 //! - [`power`]: poweroff and reboot
 #![no_std]
 #![forbid(unsafe_code)]
@@ -26,6 +26,7 @@ use xen::sync::Signal;
 pub mod attach;
 pub mod power;
 pub mod queue;
+pub mod quiet;
 pub mod report;
 pub mod request;
 pub mod stats;
@@ -45,6 +46,8 @@ pub struct Shared<X: Xen> {
     pub errors: report::Errors,
     /// Raised when what we hold may have changed for a while.
     pub held_changed: Signal,
+    /// Bytes of the heap in use, and in all.
+    memory: fn() -> (usize, usize),
     stop: Cell<Option<Stop>>,
 }
 
@@ -65,8 +68,9 @@ pub enum Turn {
 /// Tasks polled between two looks at events.
 const TASKS_PER_TURN: usize = 32;
 
-/// Starts the domain's tasks; nothing runs before the first turn.
-pub fn start<X: Xen>(xen: X) -> Tapdom<X> {
+/// Starts the domain's tasks; nothing runs before the first turn. `memory` tells the bytes of the heap in use, and in
+/// all.
+pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize)) -> Tapdom<X> {
     let domain = Domain::new(xen);
     let store = Store::connect(&domain);
     let lowers = Lowers::new(&domain, &store);
@@ -77,6 +81,7 @@ pub fn start<X: Xen>(xen: X) -> Tapdom<X> {
         vbds: attach::Vbds::default(),
         errors: report::Errors::default(),
         held_changed: Signal::default(),
+        memory,
         stop: Cell::new(None),
     });
     let (exec, all_seen) = (&domain.exec, Rc::new(Signal::default()));
@@ -120,8 +125,8 @@ impl<X: Xen> Tapdom<X> {
 }
 
 /// Runs the domain to its end.
-pub fn run<X: Xen>(xen: X) -> ! {
-    let tapdom = start(xen);
+pub fn run<X: Xen>(xen: X, memory: fn() -> (usize, usize)) -> ! {
+    let tapdom = start(xen, memory);
     loop {
         match tapdom.turn() {
             Turn::Busy => {}

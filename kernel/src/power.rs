@@ -34,7 +34,7 @@ async fn listen<X: Xen>(shared: &Shared<X>) -> Result<(), Reason> {
         shared.store.write(NODE, "").await?;
         match stop {
             Some(stop) => {
-                log::info!("{word} was asked for, {} disks are served", shared.vbds.len());
+                log::info!("{word} was asked for, {} disks are served", shared.vbds.count());
                 shared.stop.set(Some(stop));
                 return Ok(());
             }

@@ -22,12 +22,10 @@ const ERRORS_KEPT: usize = 8;
 pub struct Errors(RefCell<VecDeque<Key>>);
 
 impl Errors {
-    /// Tells an error as xenbus does: on the console, and in `error/backend/KIND/DOMAIN/DEVICE/error`, where it stays
-    /// when the disk is gone.
+    /// Tells an error as xenbus does, in `error/backend/KIND/DOMAIN/DEVICE/error`, where it stays when the disk is gone.
     pub async fn tell<X: Xen>(&self, store: &Store<X>, key: Key, error: &OpenError) {
-        log::error!("{key}: {error}");
         if let Err(reason) = store.write(&format!("error/{key}/error"), &format!("{error}")).await {
-            log::warn!("{key}: the error could not be written to xenstore: {reason:?}");
+            log::debug!("{key}: the error could not be written to xenstore: {reason:?}");
             return;
         }
         let oldest = {
@@ -54,7 +52,7 @@ pub async fn counters<X: Xen>(shared: Rc<Shared<X>>) {
         let held = &shared.domain.held;
         let now = format!(
             "vbds={} mappings={} grants={} ports={} pages={} nodes={}",
-            shared.vbds.len(),
+            shared.vbds.count(),
             held.mappings.get(),
             held.grants.get(),
             held.ports.get(),
@@ -76,6 +74,7 @@ pub async fn counters<X: Xen>(shared: Rc<Shared<X>>) {
 /// Says that disks can be attached.
 pub async fn ready<X: Xen>(shared: &Shared<X>) -> Result<(), Reason> {
     shared.store.write("data/ready", concat!("tapdom ", env!("CARGO_PKG_VERSION"))).await?;
-    log::info!("tapdom {} is ready", env!("CARGO_PKG_VERSION"));
+    let (used, all) = (shared.memory)();
+    log::info!("tapdom {} is ready, {} of {} KiB of memory in use", env!("CARGO_PKG_VERSION"), used / 1024, all / 1024);
     Ok(())
 }

@@ -14,6 +14,7 @@ use core::time::Duration;
 use drivers::disk::{Device, Info, SECTOR_BYTES};
 use drivers::stack::Stack;
 use drivers::target::{OpenError, Quoted, errno};
+use log::Level;
 use protocol::blkif::{INFO_CDROM, INFO_READONLY, Layout, keys};
 use protocol::number;
 use protocol::ring::{Back as BackRing, Shape};
@@ -30,6 +31,7 @@ use xen::trace::{self, Event};
 use crate::Shared;
 use crate::attach::Key;
 use crate::queue::{self, Handle, Ring};
+use crate::quiet::Quiet;
 use crate::request::Desk;
 use crate::stats::Stats;
 
@@ -51,6 +53,7 @@ pub struct Vbd<X: Xen> {
     stack: Option<Rc<Stack<X>>>,
     queue: Option<Rc<Handle>>,
     stats: Rc<Stats>,
+    lines: Quiet,
     /// Until when to say InitWait.
     dwell: Option<Instant>,
     /// The size the guest was told, while connected.
@@ -87,6 +90,7 @@ pub async fn run<X: Xen>(shared: &Rc<Shared<X>>, key: Key, changed: &Signal) {
         stack: None,
         queue: None,
         stats: Rc::default(),
+        lines: Quiet::new(shared.domain.xen.now()),
         dwell: None,
         sectors: 0,
     };
@@ -181,7 +185,7 @@ impl<X: Xen> Vbd<X> {
             return self.judge(result).await;
         }
         if stack.is_some_and(|stack| stack.is_over()) {
-            log::error!("{}: the disk below is gone; requests fail from now on", self.key);
+            self.say_log(Level::Error, format_args!("the disk below is gone; requests fail from now on"));
         }
         Ok(())
     }
@@ -231,6 +235,7 @@ impl<X: Xen> Vbd<X> {
     async fn refuse(&mut self, error: OpenError) -> Result<(), Reason> {
         self.note(Event::Refused);
         self.let_go().await;
+        self.say_log(Level::Error, format_args!("{error}"));
         self.shared.errors.tell(&self.shared.store, self.key, &error).await;
         let closing = self.back.phase() == Phase::Connected;
         let state = if closing { State::Closing } else { State::Closed };
@@ -264,6 +269,7 @@ impl<X: Xen> Vbd<X> {
         if self.say(State::InitWait, nodes).await? {
             self.back.published();
             self.note(Event::Published);
+            self.say_log(Level::Info, format_args!("offered to its guest"));
             self.dwell = (!again).then(|| self.shared.domain.xen.now() + DWELL);
         }
         Ok(())
@@ -283,7 +289,7 @@ impl<X: Xen> Vbd<X> {
         };
         let stack = Stack::open(&self.shared.lowers, &name).await.map_err(Trouble::Fatal)?;
         self.note(Event::Opened(stack.info().sectors));
-        log::info!("{}: \"{}\" opened: {} sectors", self.key, Quoted(&name), stack.info().sectors);
+        self.say_log(Level::Info, format_args!("\"{}\" opened: {} sectors", Quoted(&name), stack.info().sectors));
         Ok(stack)
     }
 
@@ -313,7 +319,7 @@ impl<X: Xen> Vbd<X> {
             let domain = &self.shared.domain;
             domain.exec.spawn(queue::run(domain.clone(), Rc::new(desk), ring, handle));
             self.back.connected();
-            log::info!("{}: connected{}", self.key, if read_only { ", read-only" } else { "" });
+            self.say_log(Level::Info, format_args!("connected{}", if read_only { ", read-only" } else { "" }));
             self.shared.held_changed.raise();
         }
         Ok(())
@@ -378,7 +384,7 @@ impl<X: Xen> Vbd<X> {
 
     /// Tells a new size: Linux reads `sectors` again when Connected is said again.
     async fn resize(&mut self, info: Info) -> Result<(), Reason> {
-        log::info!("{}: {} sectors instead of {}", self.key, info.sectors, self.sectors);
+        self.say_log(Level::Info, format_args!("{} sectors instead of {}", info.sectors, self.sectors));
         self.sectors = info.sectors;
         match self.say(State::Connected, vec_of([(keys::SECTORS, info.sectors.to_string())])).await {
             Ok(_) | Err(Reason::NoEntry) => Ok(()),
@@ -416,7 +422,7 @@ impl<X: Xen> Vbd<X> {
         if let Some(queue) = self.queue.take() {
             queue.end().await;
             self.note(Event::Disconnected(0));
-            log::info!("{}: disconnected: {}", self.key, self.stats);
+            self.say_log(Level::Info, format_args!("disconnected: {}", self.stats));
             self.shared.held_changed.raise();
         }
     }
@@ -436,8 +442,12 @@ impl<X: Xen> Vbd<X> {
             }
         }
         self.note(Event::Gone);
-        log::info!("{}: gone", self.key);
+        self.say_log(Level::Info, format_args!("gone"));
         Ok(())
+    }
+
+    fn say_log(&self, level: Level, line: core::fmt::Arguments<'_>) {
+        self.lines.say(self.shared.domain.xen.now(), level, format_args!("{}: {line}", self.key));
     }
 
     fn note(&self, event: Event) {

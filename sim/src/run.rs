@@ -142,7 +142,7 @@ impl Run {
 
     /// Starts the product in the domain under test. Which of its ready tasks runs next is the seed's choice too.
     pub fn boot(&mut self) {
-        let tapdom = Rc::new(kernel::start(SimXen::new(&self.world, DRIVER)));
+        let tapdom = Rc::new(kernel::start(SimXen::new(&self.world, DRIVER), || (0, 0)));
         let mut random = self.random.fork();
         self.tapdom = Some(tapdom.clone());
         self.drive_by(Box::new(move || match tapdom.turn_with(&mut |ready| random.index(ready)) {

@@ -119,8 +119,7 @@ impl<X: Xen> Blkfront<X> {
                     self.say(State::Connected).await?;
                     front.connected();
                     self.set_life(Life::Ready);
-                    let info = self.info.get();
-                    log::info!("lower disk {} is ready: {} sectors, {info:?}", self.device, info.sectors);
+                    log::info!("lower disk {} is ready: {}", self.device, self.info.get());
                 }
                 FrontDo::Resized => {
                     self.info.set(self.read_info(&backend).await?);

@@ -12,10 +12,11 @@ static START: AtomicU64 = AtomicU64::new(0);
 /// The latest time anybody was told: when Xen adjusts the line, it must not lead backwards.
 static LATEST: AtomicU64 = AtomicU64::new(0);
 
-/// From here on there is time.
-pub fn open(time: &'static Time) {
+/// From here on there is time. `began` is what [`counter`] said at the image's start, from which the log's times count.
+pub fn open(time: &'static Time, began: u64) {
     CLOCK.call_once(|| time);
-    START.store(now().0, Ordering::Relaxed);
+    let start = now().0.saturating_sub(time.span(counter().wrapping_sub(began)));
+    START.store(start, Ordering::Relaxed);
 }
 
 /// Nanoseconds of Xen's system time; 0 as long as there is no clock.
@@ -30,7 +31,8 @@ pub fn uptime_us() -> u64 {
     (now().0 - START.load(Ordering::Relaxed)) / 1000
 }
 
-fn counter() -> u64 {
+/// The time-stamp counter.
+pub fn counter() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reads a counter. The fence keeps the processor from reading it early, before the line's version.
     unsafe { asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nostack, preserves_flags)) };

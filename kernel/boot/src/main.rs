@@ -29,6 +29,7 @@ use crate::machine::Machine;
 
 /// Called once, by `entry`, on the main stack.
 extern "C" fn start(start_info: u64) -> ! {
+    let began = clock::counter();
     idt::load();
     let found = hypercall::find();
     let parameter = |index| hypercall::parameter(index).expect("a PVH domain has a console and a store");
@@ -52,7 +53,7 @@ extern "C" fn start(start_info: u64) -> ! {
     unsafe { paging::place(XENMAPSPACE_shared_info, 0, shared) }.expect("Xen gives every domain a shared page");
     // SAFETY: the page is there now, and `Shared` has its layout.
     let shared: &'static Shared = unsafe { &*(shared as *const Shared) };
-    clock::open(&shared.vcpus[0].time);
+    clock::open(&shared.vcpus[0].time, began);
 
     let command_line = alloc::string::String::from_utf8_lossy(&start.command_line).into_owned().leak();
     let level = boot::options::level(command_line);
@@ -79,5 +80,5 @@ extern "C" fn start(start_info: u64) -> ! {
     for region in start.map.regions() {
         log::debug!("boot: {} {:x?}", if region.ram { "RAM" } else { "reserved" }, region.at);
     }
-    kernel::run(machine)
+    kernel::run(machine, heap::memory)
 }

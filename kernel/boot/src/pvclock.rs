@@ -43,6 +43,11 @@ impl Time {
             core::hint::spin_loop();
         }
     }
+
+    /// Nanoseconds that so many ticks take.
+    pub fn span(&self, ticks: u64) -> u64 {
+        nanoseconds(ticks, self.scale.load(Ordering::Relaxed), self.shift.load(Ordering::Relaxed))
+    }
 }
 
 /// Ticks from `stamp` to `counter`. A stamp from before the domain's own counter began is "negative" and wraps; a

@@ -47,6 +47,12 @@ impl Server {
 
     /// Starts tapdom from the example that users are shown.
     pub fn start_tapdom(name: &str, memory_mib: Option<u32>, lower: &[Lower]) -> Result<Server> {
+        Server::create_tapdom(name, memory_mib, lower, &[])?;
+        Server::await_tapdom(name)
+    }
+
+    /// Creates it; `more` are further words for xl.
+    pub fn create_tapdom(name: &str, memory_mib: Option<u32>, lower: &[Lower], more: &[&str]) -> Result<()> {
         let disks: Vec<String> = lower
             .iter()
             .enumerate()
@@ -62,7 +68,12 @@ impl Server {
             format!("disk=[{}]", disks.join(",")),
         ];
         settings.extend(memory_mib.map(|memory| format!("memory={memory}")));
-        domain::create("tapdom.cfg", &settings)?;
+        settings.extend(more.iter().map(|word| (*word).to_owned()));
+        domain::create("tapdom.cfg", &settings)
+    }
+
+    /// Waits until it is ready.
+    pub fn await_tapdom(name: &str) -> Result<Server> {
         let id = domain::id(name)?;
         let ready = format!("/local/domain/{id}/data/ready");
         store::wait_for(&ready, &format!("{name} is ready"), READY, |value| {

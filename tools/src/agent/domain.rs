@@ -14,8 +14,11 @@ pub const XL: Duration = Duration::from_secs(90);
 pub fn create(example: &str, settings: &[String]) -> Result<()> {
     let file = format!("/etc/xen/{example}");
     ensure!(fs::exists(&file)?, "docs/examples/{example} is not in this boot");
-    let mut words = vec!["xl", "create", &file];
-    words.extend(settings.iter().map(String::as_str));
+    let mut words = vec!["xl", "create"];
+    // Options come first, then the file, then what it is to say differently.
+    let (options, settings): (Vec<&str>, Vec<&str>) =
+        settings.iter().map(String::as_str).partition(|word| word.starts_with('-'));
+    words.extend(options.into_iter().chain([file.as_str()]).chain(settings));
     run(&words, XL).map(drop)
 }
 

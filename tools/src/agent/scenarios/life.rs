@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::plugging::await_rounds;
-use crate::agent::backend::Source;
+use crate::agent::backend::{Server, Source, devid};
 use crate::agent::domain::{self, XL};
 use crate::agent::exercise::Exercise::{Expect, Load, Write};
 use crate::agent::process::run;
@@ -40,6 +40,34 @@ pub fn ready(world: &mut World<'_>) -> Result<()> {
     }
     world.reporter.detail(&format!("{version}; {counters}"));
     Ok(())
+}
+
+/// A disk is attached while the backend is still paused, so its directory is there before the first instruction.
+pub fn early(world: &mut World<'_>) -> Result<()> {
+    const NAME: &str = "tapdom-early";
+    const DISK: &str = "xvdz";
+    Server::create_tapdom(NAME, None, &[], &["-p"])?;
+    let home = format!("/local/domain/{}", domain::id(NAME)?);
+    let state = format!("{home}/backend/vbd/0/{}/state", devid(DISK));
+    let disk = format!("format=raw,vdev={DISK},access=rw,backend={NAME},target=ram:1M");
+    // xl waits for InitWait, which cannot come before the domain runs.
+    let xl = std::thread::spawn(move || run(&["xl", "block-attach", "0", &disk], XL));
+    store::wait_for(&state, "the disk's directory is there", XL, |value| value == Some("1"))?;
+    run(&["xl", "unpause", NAME], XL)?;
+    xl.join().map_err(|_| anyhow::anyhow!("the thread of xl block-attach panicked"))??;
+    Server::await_tapdom(NAME)?;
+    store::wait_for(&state, "the disk is connected", SHUTDOWN, |value| value == Some("4"))?;
+    let console = domain::console(NAME);
+    for says in ["offered to its guest", "is ready"] {
+        let line = console.lines().find(|line| line.contains(says));
+        let line = line.with_context(|| format!("no line of its console says {says:?}:\n{console}"))?;
+        world.reporter.step(format!("{NAME}, seconds since its first instruction: {line}"));
+    }
+    run(&["xl", "block-detach", "0", DISK], XL)?;
+    store::wait_for(&format!("{home}/data/counters"), "nothing is held", SHUTDOWN, |value| {
+        value.is_some_and(|line| line.starts_with("vbds=0 mappings=0 grants=0 ") && line.ends_with(" pages=0 nodes=0"))
+    })?;
+    domain::shutdown(NAME, SHUTDOWN)
 }
 
 /// A guest with a disk reboots; the new domain finds what the old one wrote.

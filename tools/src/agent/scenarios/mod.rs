@@ -35,6 +35,12 @@ pub const ALL: &[Scenario] = &[
         run: life::ready,
     },
     Scenario {
+        name: "early",
+        shows: "a disk attached before tapdom's first instruction is served; how long that took, and in what memory",
+        fits_dom0: false,
+        run: life::early,
+    },
+    Scenario {
         name: "dom0-frontend",
         shows: "dom0 itself uses a disk: fio verifies, and the lower disk has the same bytes",
         fits_dom0: true,
