@@ -137,10 +137,15 @@ fn changed<X: Xen>(shared: &Rc<Shared<X>>, key: Key) {
 
 async fn disk<X: Xen>(shared: Rc<Shared<X>>, key: Key, signal: Rc<Signal>) {
     loop {
-        vbd::run(&shared, key, &signal).await;
-        // A directory removed and made again while its task was ending is a new disk.
+        let result = vbd::run(&shared, key, &signal).await;
+        // A directory removed and made again while its task was ending is a new disk. What changes while we look raises
+        // the signal again.
+        signal.lower();
         match shared.store.read_if_there(&alloc::format!("{key}/state")).await {
+            // Xenstore itself said no: there is nothing to do before something changes.
+            Ok(Some(_)) if result.is_err() => signal.wait().await,
             Ok(Some(state)) if state == "1" => continue,
+            _ if signal.is_raised() => continue,
             _ => break,
         }
     }

@@ -71,7 +71,13 @@ pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>
                 ring = None;
             }
             let mut moved = slots.poll(cx, |answer| put(&mut ring, &answer));
-            moved |= desk.batch.run(&domain);
+            moved |= match ring {
+                Some(_) => desk.batch.run(&domain),
+                // The guest may have other uses for its pages by now, or be another guest.
+                None => desk.batch.refuse(),
+            };
+            // A request that always has something to do must not keep the others waiting.
+            budget = budget.saturating_sub(1);
             if slots.is_empty() {
                 match core::mem::replace(&mut alone, Alone::No) {
                     Alone::Waits(request) if ring.is_some() => {
@@ -105,6 +111,9 @@ pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>
                 }
                 if handle.stopped.poll(cx).is_ready() {
                     continue;
+                }
+                if budget == 0 {
+                    cx.waker().wake_by_ref();
                 }
                 return Poll::Pending;
             };

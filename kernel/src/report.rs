@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
 use core::cell::RefCell;
+use core::time::Duration;
 
 use drivers::target::OpenError;
 use protocol::xenstore::Reason;
@@ -16,6 +17,9 @@ use crate::attach::Key;
 
 /// Errors that stay readable; the nodes are charged to us, so the oldest go.
 const ERRORS_KEPT: usize = 8;
+
+/// Least time between two lines of counters.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// The errors told, oldest first.
 #[derive(Default)]
@@ -64,7 +68,8 @@ pub async fn counters<X: Xen>(shared: Rc<Shared<X>>) {
                 log::warn!("data/counters: xenstore: {reason:?}");
             }
             told = now;
-            // What changed meanwhile is told next.
+            // Pages come and go with every request: without a pause a busy guest would have us write for ever.
+            shared.domain.sleep(PAUSE).await;
             continue;
         }
         shared.held_changed.wait().await;

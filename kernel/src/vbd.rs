@@ -54,6 +54,8 @@ pub struct Vbd<X: Xen> {
     queue: Option<Rc<Handle>>,
     stats: Rc<Stats>,
     lines: Quiet,
+    /// The toolstack has just made the directory, and waits for InitWait.
+    begun: bool,
     /// Until when to say InitWait.
     dwell: Option<Instant>,
     /// The size the guest was told, while connected.
@@ -79,7 +81,7 @@ fn fatal(errno: u16, text: impl Into<String>) -> Trouble {
 }
 
 /// Serves the disk of this directory until the directory is gone. `changed` is raised when something below it changed.
-pub async fn run<X: Xen>(shared: &Rc<Shared<X>>, key: Key, changed: &Signal) {
+pub async fn run<X: Xen>(shared: &Rc<Shared<X>>, key: Key, changed: &Signal) -> Result<(), Reason> {
     let mut vbd = Vbd {
         shared: shared.clone(),
         key,
@@ -91,13 +93,18 @@ pub async fn run<X: Xen>(shared: &Rc<Shared<X>>, key: Key, changed: &Signal) {
         queue: None,
         stats: Rc::default(),
         lines: Quiet::new(shared.domain.xen.now()),
+        begun: false,
         dwell: None,
         sectors: 0,
     };
-    if let Err(reason) = vbd.live(changed).await {
-        log::error!("{key}: xenstore: {reason:?}");
+    let result = vbd.live(changed).await;
+    if let Err(reason) = result {
+        let error = OpenError::new(errno::EIO, format!("xenstore: {reason:?}"));
+        log::error!("{key}: {error}");
+        shared.errors.tell(&shared.store, key, &error).await;
         vbd.let_go().await;
     }
+    result
 }
 
 impl<X: Xen> Vbd<X> {
@@ -107,6 +114,7 @@ impl<X: Xen> Vbd<X> {
         loop {
             let seen = self.look().await?;
             let step = self.back.step(seen);
+            self.begun = seen.own == Some(State::Initialising);
             match step {
                 Do::Nothing => self.wait(&watch, changed).await?,
                 Do::Forget | Do::Remove => return self.leave(step == Do::Remove).await,
@@ -132,7 +140,8 @@ impl<X: Xen> Vbd<X> {
                 && valid_path(&front)
             {
                 // One watch for all the disks of a guest: xenstored allows a domain about a hundred.
-                let parent = front.rsplit_once('/').map_or("", |(parent, _)| parent);
+                let (parent, _) =
+                    front.rsplit_once('/').filter(|(parent, _)| !parent.is_empty()).ok_or(Reason::Invalid)?;
                 let watch = store.watch(parent, &front).await?;
                 self.front = front;
                 return Ok(Some(watch));
@@ -258,7 +267,6 @@ impl<X: Xen> Vbd<X> {
 
     /// Opens the disk and says what we offer.
     async fn publish(&mut self) -> Result<(), Trouble> {
-        let again = self.back.phase() != Phase::Fresh;
         if self.stack.is_none() {
             self.stack = Some(Rc::new(self.open().await?));
         }
@@ -270,7 +278,7 @@ impl<X: Xen> Vbd<X> {
             self.back.published();
             self.note(Event::Published);
             self.say_log(Level::Info, format_args!("offered to its guest"));
-            self.dwell = (!again).then(|| self.shared.domain.xen.now() + DWELL);
+            self.dwell = self.begun.then(|| self.shared.domain.xen.now() + DWELL);
         }
         Ok(())
     }
@@ -393,13 +401,15 @@ impl<X: Xen> Vbd<X> {
     }
 
     /// Writes nodes and our state, if it changes, in one go. Not done, and false, if the toolstack asked us to close meanwhile and
-    /// this would be to go on; an error if the directory is gone, which a write would bring back as a torso.
+    /// this would be to go on, or if it made the directory anew, which is another disk; an error if the directory is gone, which a write would bring back as a torso.
     async fn say(&self, state: impl Into<Option<State>>, nodes: Vec<(&'static str, String)>) -> Result<bool, Reason> {
         let state = state.into();
         let node = self.node(keys::STATE);
         let write = async |store: &Store<X>| {
             let own = State::parse(store.read(&node).await?);
-            if own == State::Closing && matches!(state, Some(State::InitWait | State::Connected)) {
+            let on = matches!(state, Some(State::InitWait | State::Connected));
+            let anew = own == State::Initialising && !self.begun;
+            if anew || own == State::Closing && on {
                 return Ok(false);
             }
             for (key, value) in &nodes {
@@ -436,7 +446,14 @@ impl<X: Xen> Vbd<X> {
                 Err(reason) => return Err(reason),
             }
             self.shared.domain.sleep(DWELL).await;
-            match self.shared.store.remove(&self.home).await {
+            let remove = async |store: &Store<X>| {
+                // A directory that the toolstack made anew meanwhile is another disk.
+                match State::parse(store.read(&self.node(keys::STATE)).await?) {
+                    State::Closed => store.remove(&self.home).await,
+                    _ => Ok(()),
+                }
+            };
+            match self.shared.store.transaction(remove).await {
                 Ok(()) | Err(Reason::NoEntry) => {}
                 Err(reason) => return Err(reason),
             }

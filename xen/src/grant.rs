@@ -168,6 +168,21 @@ impl Batch {
         .await
     }
 
+    /// Refuses all copies that wait, without asking Xen: the other side is gone. False if there were none.
+    pub fn refuse(&self) -> bool {
+        let mut batch = self.0.borrow_mut();
+        let Orders { moves, orders, .. } = &mut *batch;
+        moves.clear();
+        let mut any = false;
+        for order in orders.iter_mut() {
+            if let Order::Queued { waker, .. } = order {
+                waker.wake_by_ref();
+                (*order, any) = (Order::Done(Err(Refused::GONE)), true);
+            }
+        }
+        any
+    }
+
     /// Makes all copies that wait, and wakes who waits for them; false if none did.
     pub fn run<X: Xen>(&self, domain: &Domain<X>) -> bool {
         let mut batch = self.0.borrow_mut();

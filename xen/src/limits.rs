@@ -4,8 +4,8 @@
 pub const VBDS: usize = 512;
 /// Requests of one disk in flight at once.
 pub const REQUESTS_PER_VBD: usize = 128;
-/// Requests taken from one ring before others get their turn.
-pub const REQUESTS_PER_TURN: usize = 32;
+/// Requests taken from one ring, and rounds made over those in flight, before others get their turn.
+pub const REQUESTS_PER_TURN: usize = 64;
 /// Segments of one indirect request (`feature-max-indirect-segments`): 1 MiB.
 pub const SEGMENTS_INDIRECT: u16 = 256;
 /// log2 of the most pages of a ring (`max-ring-page-order`).

@@ -41,6 +41,8 @@ pub struct Refused(pub i16);
 impl Refused {
     /// `GNTST_eagain`: the peer's page is paged out or shared for the moment; the operation is to be made again.
     pub const AGAIN: Refused = Refused(-12);
+    /// `GNTST_general_error`: what we say ourselves when there is no peer to ask for.
+    pub const GONE: Refused = Refused(-1);
 }
 
 /// The other domain still uses the page; the grant stays.

@@ -55,6 +55,8 @@ enum Answer {
 
 struct Watched {
     path: String,
+    /// Xenstored has answered that it watches.
+    confirmed: bool,
     watchers: Vec<Weak<Watcher>>,
 }
 
@@ -175,25 +177,36 @@ impl<X: Xen> Store<X> {
             let watched = watches.iter_mut().find(|(_, watched)| watched.path == path);
             watched.map(|(token, watched)| {
                 watched.watchers.push(Rc::downgrade(&watcher));
-                *token
+                (*token, watched.confirmed)
             })
         };
         watcher.changed(below);
-        let token = match shared {
-            Some(token) => token,
+        let (token, confirmed) = match shared {
+            Some(shared) => shared,
             None => {
                 let token = self.wire.serial();
-                let watched = Watched { path: path.to_string(), watchers: alloc::vec![Rc::downgrade(&watcher)] };
+                let watched = Watched {
+                    path: path.to_string(),
+                    confirmed: false,
+                    watchers: alloc::vec![Rc::downgrade(&watcher)],
+                };
                 self.wire.watches.borrow_mut().insert(token, watched);
-                token
+                (token, false)
             }
         };
         let watch = Watch { wire: self.wire.clone(), token, watcher };
-        if shared.is_none() {
+        // Until one was answered, everybody asks: the first may be refused.
+        if !confirmed {
             let mut number = heapless::String::<16>::new();
             // Ten digits fit sixteen bytes.
             let _ = core::fmt::write(&mut number, format_args!("{token}"));
-            self.request(Kind::Watch, &[path, "\0", &number, "\0"]).await?;
+            match self.request(Kind::Watch, &[path, "\0", &number, "\0"]).await {
+                Ok(_) | Err(Reason::Exists) => {}
+                Err(reason) => return Err(reason),
+            }
+            if let Some(watched) = self.wire.watches.borrow_mut().get_mut(&token) {
+                watched.confirmed = true;
+            }
         }
         Ok(watch)
     }

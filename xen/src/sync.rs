@@ -27,6 +27,16 @@ impl Signal {
         }
     }
 
+    /// Takes the flag down without having waited for it.
+    pub fn lower(&self) {
+        self.raised.set(false);
+    }
+
+    /// Whether it is up.
+    pub fn is_raised(&self) -> bool {
+        self.raised.get()
+    }
+
     /// Ready, and the flag down again, when it was raised.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.raised.replace(false) {

@@ -10,6 +10,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
 use core::future::poll_fn;
+use core::time::Duration;
 
 use embassy_futures::select::{Either, select};
 use protocol::blkif::{INFO_READONLY, keys};
@@ -17,15 +18,17 @@ use protocol::number;
 use protocol::xenbus::{Front, FrontDo, FrontSeen, State};
 use protocol::xenstore::Reason;
 use xen::domain::Domain;
-use xen::limits::RING_ORDER;
-use xen::pool::Pool;
+use xen::limits::{PAGES_PER_LOWER, RING_ORDER, SEGMENTS_INDIRECT};
+use xen::pool::{NoPool, Pool};
 use xen::port::{DomId, Xen};
 use xen::store::Store;
 use xen::sync::Bell;
 
 use super::link::{Link, Offer};
-use super::lowers::Pools;
 use crate::disk::{Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, within};
+
+/// How long a closing backend may take to answer what is in flight before we say Closed all the same.
+const DRAIN: Duration = Duration::from_secs(30);
 
 /// Where a lower disk is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,7 @@ pub struct Blkfront<X: Xen> {
     pool: OnceCell<Rc<Pool<X>>>,
     info: Cell<Info>,
     life: Cell<Life>,
+    ended: Cell<bool>,
     /// Rung when its life or its size changed.
     pub changed: Bell,
 }
@@ -67,6 +71,7 @@ impl<X: Xen> Blkfront<X> {
             pool: OnceCell::new(),
             info: Cell::new(info),
             life: Cell::new(Life::Connecting),
+            ended: Cell::new(false),
             changed: Bell::default(),
         })
     }
@@ -74,6 +79,11 @@ impl<X: Xen> Blkfront<X> {
     /// Where it is in its life.
     pub fn life(&self) -> Life {
         self.life.get()
+    }
+
+    /// Whether it has let go of everything, so that another disk of its name may begin.
+    pub fn has_ended(&self) -> bool {
+        self.ended.get()
     }
 
     /// Waits until it is ready or over.
@@ -90,16 +100,17 @@ impl<X: Xen> Blkfront<X> {
     }
 
     /// Looks after the disk as long as it lives. One task runs this.
-    pub async fn run(self: Rc<Self>, pools: Rc<Pools<X>>) {
-        if let Err(reason) = self.live(&pools).await {
+    pub async fn run(self: Rc<Self>) {
+        if let Err(reason) = self.live().await {
             log::error!("lower disk {}: xenstore: {reason:?}", self.device);
         }
         self.let_go();
+        self.ended.set(true);
         self.set_life(Life::Over);
         log::info!("lower disk {} is gone", self.device);
     }
 
-    async fn live(self: &Rc<Self>, pools: &Pools<X>) -> Result<(), Reason> {
+    async fn live(self: &Rc<Self>) -> Result<(), Reason> {
         let backend = self.store.read(&format!("{}/backend", self.home)).await?;
         let id = self.store.read(&format!("{}/backend-id", self.home)).await?;
         let id = DomId(number::u16(&id).ok_or(Reason::Invalid)?);
@@ -110,7 +121,7 @@ impl<X: Xen> Blkfront<X> {
             let own = self.state(&format!("{}/state", self.home)).await?;
             match front.step(FrontSeen { own, back: self.state(&state).await? }) {
                 FrontDo::Nothing => {}
-                FrontDo::Connect => match self.connect(&backend, id, pools).await? {
+                FrontDo::Connect => match self.connect(&backend, id).await? {
                     true => front.offered(),
                     false => return self.say(State::Closed).await,
                 },
@@ -160,7 +171,19 @@ impl<X: Xen> Blkfront<X> {
         Ok(text.and_then(number::u64))
     }
 
-    async fn connect(self: &Rc<Self>, backend: &str, id: DomId, pools: &Pools<X>) -> Result<bool, Reason> {
+    /// The pages of all requests to this disk: no other disk's requests wait for them, and none ever uses a page that
+    /// this disk's backend may still write to. Fewer where memory is short.
+    fn lend(&self, backend: DomId) -> Result<Rc<Pool<X>>, NoPool> {
+        let mut pages = PAGES_PER_LOWER;
+        loop {
+            match Pool::new(&self.domain, backend, pages) {
+                Err(NoPool::Memory) if pages / 2 >= usize::from(SEGMENTS_INDIRECT) => pages /= 2,
+                pool => return Ok(Rc::new(pool?)),
+            }
+        }
+    }
+
+    async fn connect(self: &Rc<Self>, backend: &str, id: DomId) -> Result<bool, Reason> {
         let order = self.number(backend, keys::MAX_RING_PAGE_ORDER).await?.unwrap_or(0).min(u64::from(RING_ORDER));
         let indirect = self.number(backend, keys::FEATURE_MAX_INDIRECT_SEGMENTS).await?.unwrap_or(0);
         let offer = Offer {
@@ -170,7 +193,7 @@ impl<X: Xen> Blkfront<X> {
             pages: 1 << order,
             segments_indirect: indirect.min(u64::from(u32::MAX)) as u32,
         };
-        let link = pools.pool(id).and_then(|pool| Ok((Link::new(&self.domain, pool.clone(), offer)?, pool)));
+        let link = self.lend(id).and_then(|pool| Ok((Link::new(&self.domain, pool.clone(), offer)?, pool)));
         let (link, pool) = match link {
             Ok((link, pool)) => (Rc::new(link), pool),
             Err(no) => {
@@ -178,8 +201,7 @@ impl<X: Xen> Blkfront<X> {
                 return Ok(false);
             }
         };
-        // A second connection keeps the pool of the first: it belongs to the same backend domain.
-        let _ = self.pool.set(pool);
+        assert!(self.pool.set(pool).is_ok(), "a lower disk connects once in its life");
         self.link.replace(Some(link.clone()));
         let refs: Vec<u32> = link.ring_refs().collect();
         let write = async |store: &Store<X>| {
@@ -239,20 +261,31 @@ impl<X: Xen> Blkfront<X> {
         link.stop();
         self.say(State::Closing).await?;
         let watch = self.store.watch(their_state, their_state).await?;
-        let mut said = false;
+        let (mut said, patience) = (false, self.domain.xen.now() + DRAIN);
         loop {
+            // Our own directory made anew is the next disk's; what we say is not for it.
+            let own = self.state(&format!("{}/state", self.home)).await?;
             let theirs = self.state(their_state).await?;
-            if matches!(theirs, None | Some(State::Closed | State::Unknown)) {
-                return self.say(State::Closed).await;
+            if matches!(theirs, None | Some(State::Closed)) || own == Some(State::Initialising) {
+                return match own {
+                    Some(State::Initialising) => Ok(()),
+                    _ => self.say(State::Closed).await,
+                };
             }
-            if link.in_flight() == 0 && !core::mem::replace(&mut said, true) {
+            // A backend that has begun anew, or that cannot be trusted, answers nothing more; it is told that we go, and
+            // what is in flight fails once it has gone too.
+            let hopeless = matches!(theirs, Some(State::Initialising | State::InitWait))
+                || link.is_distrusted()
+                || self.domain.xen.now() >= patience;
+            if !said && (link.in_flight() == 0 || hopeless) {
+                said = true;
                 self.say(State::Closed).await?;
             }
             // Answers come by event, not by xenstore: while some are due the clock looks.
             let due = async {
                 match said {
                     true => core::future::pending().await,
-                    false => self.domain.sleep(core::time::Duration::from_millis(20)).await,
+                    false => self.domain.sleep(Duration::from_millis(20)).await,
                 }
             };
             select(watch.next(), due).await;

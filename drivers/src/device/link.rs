@@ -41,6 +41,7 @@ pub struct Link<X: Xen> {
     put: Signal,
     /// The backend does what no backend does; whoever looks after the disk is to close it.
     pub broken: Signal,
+    distrusted: Cell<bool>,
     state: Cell<State>,
 }
 
@@ -99,6 +100,7 @@ impl<X: Xen> Link<X> {
             segments_max: indirect.max(SEGMENTS_MAX),
             put: Signal::default(),
             broken: Signal::default(),
+            distrusted: Cell::new(false),
             state: Cell::new(State::Open),
             handle: offer.handle,
             pool,
@@ -183,7 +185,13 @@ impl<X: Xen> Link<X> {
     fn distrust(&self, why: &str) {
         log::error!("lower disk: the backend is not to be trusted: {why}");
         self.stop();
+        self.distrusted.set(true);
         self.broken.raise();
+    }
+
+    /// Whether the backend did what no backend does.
+    pub fn is_distrusted(&self) -> bool {
+        self.distrusted.get()
     }
 
     /// Takes nothing more; what is in flight is still awaited.

@@ -11,9 +11,7 @@ use embassy_futures::select::{Either, select};
 use protocol::number;
 use protocol::xenstore::Reason;
 use xen::domain::Domain;
-use xen::limits::PAGES_PER_LOWER;
-use xen::pool::{NoPool, Pool};
-use xen::port::{DomId, Xen};
+use xen::port::Xen;
 use xen::store::Store;
 
 use super::blkfront::{Blkfront, Life};
@@ -22,41 +20,17 @@ use crate::target::{Lower, OpenError, errno};
 /// How long an open waits for a disk that is on its way, within the 10 s that libxl waits for us.
 const PATIENCE: Duration = Duration::from_secs(6);
 
-/// The pools of pages lent to backend domains, one each.
-pub struct Pools<X: Xen> {
-    domain: Rc<Domain<X>>,
-    pools: RefCell<BTreeMap<DomId, Rc<Pool<X>>>>,
-}
-
-impl<X: Xen> Pools<X> {
-    /// The pool of this backend domain, made when first asked for.
-    pub fn pool(&self, backend: DomId) -> Result<Rc<Pool<X>>, NoPool> {
-        if let Some(pool) = self.pools.borrow().get(&backend) {
-            return Ok(pool.clone());
-        }
-        let pool = Rc::new(Pool::new(&self.domain, backend, PAGES_PER_LOWER)?);
-        self.pools.borrow_mut().insert(backend, pool.clone());
-        Ok(pool)
-    }
-}
-
 /// The lower disks.
 pub struct Lowers<X: Xen> {
     domain: Rc<Domain<X>>,
     store: Store<X>,
-    pools: Rc<Pools<X>>,
     disks: RefCell<BTreeMap<u32, Rc<Blkfront<X>>>>,
 }
 
 impl<X: Xen> Lowers<X> {
     /// None yet.
     pub fn new(domain: &Rc<Domain<X>>, store: &Store<X>) -> Rc<Self> {
-        Rc::new(Lowers {
-            domain: domain.clone(),
-            store: store.clone(),
-            pools: Rc::new(Pools { domain: domain.clone(), pools: RefCell::default() }),
-            disks: RefCell::default(),
-        })
+        Rc::new(Lowers { domain: domain.clone(), store: store.clone(), disks: RefCell::default() })
     }
 
     /// Finds the disks, and those that come later. One task runs this.
@@ -80,15 +54,16 @@ impl<X: Xen> Lowers<X> {
             Err(Reason::NoEntry) => return Ok(()),
             names => names?,
         };
+        self.disks.borrow_mut().retain(|_, disk| !disk.has_ended());
         for device in names.iter().filter_map(number::u32) {
             let state = self.store.read_if_there(&format!("device/vbd/{device}/state")).await?;
             // Asked only now: another task may have looked while we waited for xenstore.
-            let over = self.disks.borrow().get(&device).is_none_or(|disk| disk.life() == Life::Over);
+            let free = self.disks.borrow().get(&device).is_none_or(|disk| disk.has_ended());
             // Only a fresh directory is a disk: an old one stays until the toolstack takes it away.
-            if over && state.as_deref() == Some("1") {
+            if free && state.as_deref() == Some("1") {
                 let disk = Blkfront::new(&self.domain, &self.store, device);
                 self.disks.borrow_mut().insert(device, disk.clone());
-                self.domain.exec.spawn(disk.run(self.pools.clone()));
+                self.domain.exec.spawn(disk.run());
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 
 use alloc::vec::Vec;
 
+use xen::exec::yield_now;
 use xen::page::{NoMemory, PAGE_BYTES, Run};
 
 use crate::disk::{Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, SECTORS_PER_PAGE, within};
@@ -15,6 +16,9 @@ pub struct Ram {
 
 /// Pages that must stay free beside a RAM disk, for the rest of the domain to go on with: 4 MiB.
 const SPARE_PAGES: usize = 1024;
+
+/// Sectors zeroed before others get their turn: 512 KiB.
+const SECTORS_AT_ONCE: u64 = 1024;
 
 impl Ram {
     /// A disk of `pages` pages of zeroes, if the domain can spare them.
@@ -65,10 +69,18 @@ impl Device for Ram {
             // The pieces are the disk.
             Op::Read(_) | Op::Write(_) | Op::Flush => Ok(()),
             Op::Discard { sectors } => {
-                self.split(sector, sectors, |piece| {
-                    let (at, bytes) = (usize::from(piece.first), usize::from(piece.sectors));
-                    piece.page.zero(at * SECTOR_BYTES, bytes * SECTOR_BYTES);
-                });
+                let (mut at, end) = (sector, sector + sectors);
+                while at < end {
+                    let some = (end - at).min(SECTORS_AT_ONCE);
+                    self.split(at, some, |piece| {
+                        let (at, bytes) = (usize::from(piece.first), usize::from(piece.sectors));
+                        piece.page.zero(at * SECTOR_BYTES, bytes * SECTOR_BYTES);
+                    });
+                    at += some;
+                    if at < end {
+                        yield_now().await;
+                    }
+                }
                 Ok(())
             }
         }
