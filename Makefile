@@ -9,14 +9,26 @@ endif
 image := target/x86_64-unknown-none/release/boot
 boots := target/release/boots
 
-.PHONY: run test build lint host boots size clean
+# What Debian must have installed; the parts of the boots are fetched by `boots` itself and never installed.
+packages := gcc libc6-dev binutils libxen-dev qemu-system-x86
+
+.PHONY: run test setup build lint host boots size clean
 
 run: build
 	$(boots) run $(run_flags)
 
-test: lint host boots
+test: setup lint host boots
 
-build:
+setup:
+	@command -v cargo >/dev/null && command -v rustup >/dev/null || { echo "tapdom needs Rust: install rustup first (rustup.rs)"; exit 1; }
+	@missing=; for p in $(packages); do \
+		dpkg -s $$p 2>/dev/null | grep -q "^Status: install ok installed" || missing="$$missing $$p"; done; \
+	[ "$$(id -u)" != 0 ] || ls /var/lib/apt/lists/*Packages* >/dev/null 2>&1 || apt-get update; \
+	[ -z "$$missing" ] || { \
+		[ "$$(id -u)" = 0 ] || { echo "as root, install first: apt-get install$$missing"; exit 1; }; \
+		apt-get install -y --no-install-recommends $$missing; }
+
+build: setup
 	rustup target list --installed | grep -qx x86_64-unknown-none || rustup target add x86_64-unknown-none
 	RUSTFLAGS="-C force-frame-pointers=yes" cargo build --locked --release -p boot --target x86_64-unknown-none
 	cargo build --locked --release -p tools

@@ -119,7 +119,8 @@ impl<X: Xen> Blkfront<X> {
         let mut front = Front::new();
         loop {
             let own = self.state(&format!("{}/state", self.home)).await?;
-            match front.step(FrontSeen { own, back: self.state(&state).await? }) {
+            let back = self.state(&state).await?;
+            match front.step(FrontSeen { own, back }) {
                 FrontDo::Nothing => {}
                 FrontDo::Connect => match self.connect(&backend, id).await? {
                     true => front.offered(),
@@ -136,7 +137,11 @@ impl<X: Xen> Blkfront<X> {
                     self.info.set(self.read_info(&backend).await?);
                     self.changed.ring();
                 }
-                FrontDo::Close => return self.close(&state).await,
+                FrontDo::Close => {
+                    // A backend that has begun anew has forgotten our ring and answers nothing more.
+                    let forgotten = matches!(back, Some(State::Initialising | State::InitWait));
+                    return self.close(&state, forgotten).await;
+                }
                 // The directory is another disk's already; its own task begins once this one is over.
                 FrontDo::Restart => return Ok(()),
             }
@@ -144,7 +149,7 @@ impl<X: Xen> Blkfront<X> {
             match link {
                 Some(link) => {
                     if let Either::Second(()) = select(watch.next(), link.broken.wait()).await {
-                        return self.close(&state).await;
+                        return self.close(&state, true).await;
                     }
                 }
                 None => drop(watch.next().await),
@@ -253,8 +258,9 @@ impl<X: Xen> Blkfront<X> {
         })
     }
 
-    /// Lets go in order, see the head of this file.
-    async fn close(&self, their_state: &str) -> Result<(), Reason> {
+    /// Lets go in order, see the head of this file. From a hopeless backend no answer to what is in flight is awaited
+    /// before it is told that we go; that fails once the backend has gone too.
+    async fn close(&self, their_state: &str, hopeless: bool) -> Result<(), Reason> {
         self.set_life(Life::Over);
         let link = self.link.borrow().clone();
         let Some(link) = link else { return self.say(State::Closed).await };
@@ -272,12 +278,8 @@ impl<X: Xen> Blkfront<X> {
                     _ => self.say(State::Closed).await,
                 };
             }
-            // A backend that has begun anew, or that cannot be trusted, answers nothing more; it is told that we go, and
-            // what is in flight fails once it has gone too.
-            let hopeless = matches!(theirs, Some(State::Initialising | State::InitWait))
-                || link.is_distrusted()
-                || self.domain.xen.now() >= patience;
-            if !said && (link.in_flight() == 0 || hopeless) {
+            let late = self.domain.xen.now() >= patience;
+            if !said && (link.in_flight() == 0 || hopeless || link.is_distrusted() || late) {
                 said = true;
                 self.say(State::Closed).await?;
             }

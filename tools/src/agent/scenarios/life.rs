@@ -28,10 +28,9 @@ pub fn ready(world: &mut World<'_>) -> Result<()> {
     let home = format!("/local/domain/{}", world.server.id);
     let version = store::read(&format!("{home}/data/ready"))?;
     let console = domain::console(&world.server.name);
-    ensure!(
-        console.lines().any(|line| line.contains("tapdom") && line.contains("ready")),
-        "no line of its console says that tapdom is ready:\n{console}"
-    );
+    let line = console.lines().find(|line| line.contains("tapdom") && line.contains("is ready"));
+    let line = line.with_context(|| format!("no line of its console says that tapdom is ready:\n{console}"))?;
+    world.reporter.step(format!("with four lower disks: {line}"));
     let counters = world.server.baseline()?;
     for name in ["vbds", "mappings", "grants", "ports", "pages", "nodes"] {
         let value = counters.split(' ').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
@@ -45,7 +44,7 @@ pub fn ready(world: &mut World<'_>) -> Result<()> {
 /// A disk is attached while the backend is still paused, so its directory is there before the first instruction.
 pub fn early(world: &mut World<'_>) -> Result<()> {
     const NAME: &str = "tapdom-early";
-    const DISK: &str = "xvdz";
+    const DISK: &str = "xvdp";
     Server::create_tapdom(NAME, None, &[], &["-p"])?;
     let home = format!("/local/domain/{}", domain::id(NAME)?);
     let state = format!("{home}/backend/vbd/0/{}/state", devid(DISK));

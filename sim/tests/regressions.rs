@@ -1,0 +1,48 @@
+//! What was once wrong, each with the case that showed it.
+
+mod stage;
+
+use std::time::Duration;
+
+use sim::frontend::Workload;
+use sim::run::DRIVER;
+use stage::{GUEST, Stage};
+use xen::port::DomId;
+
+/// A frontend path that xenstored refuses to watch made the disk's task begin again at once, for ever: the run panics
+/// as a livelock if it does. The error is told, and others are served.
+#[test]
+fn a_permanent_store_error_is_no_reason_to_try_again_at_once() {
+    let mut stage = Stage::bare(1);
+    let guest = stage.on_ram(GUEST, 4096);
+    stage.run.toolstack.borrow_mut().place(&guest.vbd);
+    let dom0 = stage.run.store.client(DomId(0));
+    dom0.write(&format!("{}/frontend", guest.vbd.backend_dir()), "/x").unwrap();
+    stage.run.rest(Duration::from_secs(5));
+    let error = format!(
+        "/local/domain/{}/error/{}/error",
+        DRIVER.0,
+        guest.vbd.backend_dir().split_once("/backend/").map(|(_, rest)| format!("backend/{rest}")).unwrap()
+    );
+    assert!(dom0.read(&error).is_ok(), "no error text at {error}");
+    let other = stage.on_ram(DomId(6), 4096);
+    stage.attach(&other);
+}
+
+/// A lower backend that forgets us answers nothing more; both sides once waited for the other to say Closed first.
+#[test]
+fn a_lower_backend_that_begins_anew_is_told_that_we_go() {
+    let mut stage = Stage::with_lower(2, 4096);
+    let guest = stage.on_lower(GUEST);
+    stage.attach(&guest);
+    guest.front.borrow_mut().options.errors = true;
+    stage.back().borrow_mut().options.stuck = true;
+    guest.front.borrow_mut().work(Workload::writing(1000));
+    stage.run.rest(Duration::from_millis(200));
+    let dom0 = stage.run.store.client(DomId(0));
+    let path = format!("/local/domain/0/backend/vbd/{}/51712/state", DRIVER.0);
+    dom0.write(&path, "2").unwrap();
+    stage.run.rest(Duration::from_secs(40));
+    let ours = dom0.read(&format!("/local/domain/{}/device/vbd/51712/state", DRIVER.0));
+    assert_eq!(ours.unwrap(), "6", "the frontend's state after the backend forgot it");
+}
