@@ -20,7 +20,7 @@ run: build
 test: setup lint host boots
 
 setup:
-	@command -v cargo >/dev/null && command -v rustup >/dev/null || { echo "tapdom needs Rust: install rustup first (rustup.rs)"; exit 1; }
+	@command -v cargo >/dev/null && command -v rustup >/dev/null || { echo "tapdom needs Rust: install rustup first"; exit 1; }
 	@missing=; for p in $(packages); do \
 		dpkg -s $$p 2>/dev/null | grep -q "^Status: install ok installed" || missing="$$missing $$p"; done; \
 	[ "$$(id -u)" != 0 ] || ls /var/lib/apt/lists/*Packages* >/dev/null 2>&1 || apt-get update; \
