@@ -9,8 +9,10 @@ use drivers::stack::Stack;
 use protocol::blkif::{self, Body, Request, Segment, Status, Way, Why};
 use protocol::mem::Memory;
 use xen::grant::Batch;
+use xen::limits::{SEGMENTS_INDIRECT, SEGMENTS_PER_VBD};
 use xen::page::{NoMemory, PageRef};
 use xen::port::{DomId, GrantRef, Move, Refused, Way as Direction, Xen};
+use xen::sync::Credits;
 
 use crate::stats::{Stats, add};
 
@@ -26,6 +28,8 @@ pub struct Desk<X: Xen> {
     pub discard: bool,
     /// What happened.
     pub stats: Rc<Stats>,
+    /// Segments that may still be in flight.
+    segments: Credits,
     /// The copies of this turn.
     pub batch: Batch,
     /// What requests that ended leave for the next ones, so that a disk under load allocates nothing.
@@ -100,23 +104,55 @@ impl From<Error> for Failed {
     }
 }
 
+/// How many segments a request holds while it is in flight.
+fn segments(body: &Body) -> usize {
+    match body {
+        Body::Transfer { segments, .. } => segments.len(),
+        Body::Indirect { count, .. } => usize::from(*count),
+        Body::Flush | Body::Barrier | Body::Discard { .. } => 0,
+    }
+}
+
 impl<X: Xen> Desk<X> {
     /// For one connection of one guest.
     pub fn new(stack: Rc<Stack<X>>, guest: DomId, read_only: bool, discard: bool, stats: Rc<Stats>) -> Self {
-        Desk { stack, guest, read_only, discard, stats, batch: Batch::default(), spare: RefCell::default() }
+        Desk {
+            stack,
+            guest,
+            read_only,
+            discard,
+            stats,
+            batch: Batch::default(),
+            segments: Credits::new(SEGMENTS_PER_VBD),
+            spare: RefCell::default(),
+        }
     }
 
     /// Does a request and says how it went. To be polled to its end.
     pub async fn serve(self: Rc<Self>, request: Request) -> Answer {
+        // What it is to hold is granted before it holds anything: who waits here stands in nobody's way.
+        let segments = segments(&request.body);
+        self.segments.take(segments).await;
         let mut sheet = self.spare.borrow_mut().pop().unwrap_or_default();
         let result = self.perform(request.body, &mut sheet).await;
         sheet.segments.clear();
+        self.keep(sheet);
+        self.segments.put(segments);
+        Answer { id: request.id, operation: request.operation, status: self.judge(result) }
+    }
+
+    /// Keeps a sheet for the next request: as many small ones as are of use, and of large ones what the segments in
+    /// flight can fill.
+    fn keep(&self, sheet: Sheet) {
         let mut spare = self.spare.borrow_mut();
-        if spare.len() < SHEETS_KEPT {
+        let large = |sheet: &Sheet| sheet.segments.capacity() > 64;
+        let room = match large(&sheet) {
+            true => spare.iter().filter(|kept| large(kept)).count() < SEGMENTS_PER_VBD / usize::from(SEGMENTS_INDIRECT),
+            false => spare.len() < SHEETS_KEPT,
+        };
+        if room {
             spare.push(sheet);
         }
-        drop(spare);
-        Answer { id: request.id, operation: request.operation, status: self.judge(result) }
     }
 
     fn judge(&self, result: Result<(), Failed>) -> Status {

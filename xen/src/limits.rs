@@ -8,6 +8,9 @@ pub const REQUESTS_PER_VBD: usize = 128;
 pub const REQUESTS_PER_TURN: usize = 64;
 /// Segments of one indirect request (`feature-max-indirect-segments`): 1 MiB.
 pub const SEGMENTS_INDIRECT: u16 = 256;
+/// Segments of one disk in flight at once: half of a lower disk's pages, and a bound on what its requests note down
+/// (about 50 bytes a segment), whatever a guest asks for.
+pub const SEGMENTS_PER_VBD: usize = 512;
 /// log2 of the most pages of a ring (`max-ring-page-order`).
 pub const RING_ORDER: u32 = 4;
 /// Pages lent to the backend of one lower disk, for all data in flight to it: 4 MiB.
@@ -32,6 +35,8 @@ pub const TRACE_ENTRIES: usize = 64;
 const _: () = {
     // A single request must be able to get all its pages, or it would wait for ever.
     assert!(PAGES_PER_LOWER >= SEGMENTS_INDIRECT as usize);
+    assert!(SEGMENTS_PER_VBD >= SEGMENTS_INDIRECT as usize);
+    assert!(SEGMENTS_PER_VBD <= PAGES_PER_LOWER / 2);
     assert!(REQUESTS_PER_TURN <= REQUESTS_PER_VBD);
     // One full indirect request with its descriptor page fits a batch.
     assert!(COPIES_PER_BATCH > SEGMENTS_INDIRECT as usize);
