@@ -2,10 +2,13 @@
 
 mod stage;
 
+use std::task::{Context, Waker};
 use std::time::Duration;
 
+use drivers::disk::{Device, Op};
+
 use sim::frontend::Workload;
-use sim::run::DRIVER;
+use sim::run::{DRIVER, seeds};
 use stage::{GUEST, Stage};
 use xen::port::DomId;
 
@@ -45,4 +48,39 @@ fn a_lower_backend_that_begins_anew_is_told_that_we_go() {
     stage.run.rest(Duration::from_secs(40));
     let ours = dom0.read(&format!("/local/domain/{}/device/vbd/51712/state", DRIVER.0));
     assert_eq!(ours.unwrap(), "6", "the frontend's state after the backend forgot it");
+}
+
+/// While a disk leaves, its directory stands in Closed for libxl to see; a toolstack that clears it away itself and makes
+/// it anew in that time made another disk, which was once removed with the old one.
+#[test]
+fn a_directory_made_anew_while_the_old_one_leaves_is_another_disk() {
+    seeds(0..20, |seed| {
+        let mut stage = Stage::bare(seed);
+        let guest = stage.on_ram(GUEST, 1024);
+        stage.attach(&guest);
+        let dom0 = stage.run.store.client(DomId(0));
+        let (home, front) = (guest.vbd.backend_dir(), guest.vbd.frontend_dir());
+        let state = format!("{home}/state");
+        guest.front.borrow_mut().kill();
+        dom0.remove(&front).unwrap();
+        dom0.write(&format!("{home}/online"), "0").unwrap();
+        dom0.write(&state, "5").unwrap();
+        assert!(stage.run.until(Duration::from_secs(5), |_| dom0.read(&state).is_ok_and(|state| state == "6")));
+        dom0.remove(&home).unwrap();
+        stage.run.toolstack.borrow_mut().place(&guest.vbd);
+        stage.run.rest(Duration::from_secs(3));
+        assert_eq!(dom0.read(&state).as_deref(), Ok("2"), "{}", stage.run.scene());
+    });
+}
+
+/// A discard of a whole RAM disk is made in pieces: others' requests are answered meanwhile.
+#[test]
+fn a_long_discard_takes_turns() {
+    let ram = drivers::device::ram::Ram::new(4096).unwrap();
+    let mut discard = std::pin::pin!(ram.submit(Op::Discard { sectors: 4096 * 8 }, 0));
+    let mut turns = 1;
+    while discard.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        turns += 1;
+    }
+    assert_eq!(turns, 32, "16 MiB, 512 KiB at once");
 }
