@@ -27,9 +27,9 @@ setup:
 	[ -z "$$missing" ] || { \
 		[ "$$(id -u)" = 0 ] || { echo "as root, install first: apt-get install$$missing"; exit 1; }; \
 		apt-get install -y --no-install-recommends $$missing; }
+	@rustup target list --installed | grep -qx x86_64-unknown-none || rustup target add x86_64-unknown-none
 
 build: setup
-	rustup target list --installed | grep -qx x86_64-unknown-none || rustup target add x86_64-unknown-none
 	RUSTFLAGS="-C force-frame-pointers=yes" cargo build --locked --release -p boot --target x86_64-unknown-none
 	cargo build --locked --release -p tools
 	mkdir -p build
@@ -37,7 +37,7 @@ build: setup
 	strip -o build/tapdom.elf build/tapdom.debug
 	cp target/release/boots target/release/agent build/
 
-lint:
+lint: setup
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTFLAGS="-C force-frame-pointers=yes" cargo clippy --locked --release -p boot --target x86_64-unknown-none -- -D warnings
