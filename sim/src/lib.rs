@@ -12,7 +12,9 @@
 //! - [`blkif`]: the block protocol's layouts, read from `io/blkif.h` a second time, apart from the product's reading
 //! - [`frontend`]: guests; [`blkback`]: the backend below the product; [`disk`]: what both believe about bytes
 //! - [`journal`]: what the product logged, for the text of a failure
-//! - [`run`]: the scheduler that plays them against each other
+//! - [`run`]: the scheduler that plays them against each other; [`stage`]: a run with the product booted in it
+//! - [`worlds`]: whole worlds of a seed: honest, clumsy, hostile
+//! - [`marks`]: what a run has met, to be told apart from what it only might have
 #![forbid(unsafe_code)]
 
 pub mod blkback;
@@ -24,8 +26,11 @@ pub mod frontend;
 pub mod grant;
 pub mod handle;
 pub mod journal;
+pub mod marks;
 pub mod random;
 pub mod run;
+pub mod stage;
 pub mod store;
 pub mod toolstack;
 pub mod world;
+pub mod worlds;

@@ -1,16 +1,14 @@
 //! Xen refuses, xenstored is full, the disk below goes away: what is hit says so, and all else goes on.
 
-mod stage;
-
 use std::time::Duration;
 
 use sim::fault::Fault;
 use sim::frontend::{Phase, Workload};
 use sim::run::{DRIVER, seeds};
+use sim::stage::{GUEST, Stage, XVDA};
 use sim::store::tree::NODES_MAX;
 use sim::toolstack::Vbd;
 use sim::world::DOM0;
-use stage::{GUEST, Stage, XVDA};
 use xen::port::DomId;
 
 #[test]

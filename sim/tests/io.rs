@@ -1,13 +1,11 @@
 //! What a guest reads is what was written, whatever the disks below and the guests beside do.
 
-mod stage;
-
 use std::time::Duration;
 
 use sim::blkif::SECTOR;
 use sim::frontend::{Io, Workload};
 use sim::run::{DRIVER, seeds};
-use stage::{GUEST, Stage};
+use sim::stage::{GUEST, Stage};
 use xen::port::DomId;
 
 #[test]

@@ -1,13 +1,11 @@
 //! A disk's life: attached, detached, destroyed under load, come back to, over and over; nothing is left.
 
-mod stage;
-
 use std::time::Duration;
 
 use sim::frontend::{Phase, Style, Workload};
 use sim::run::{DRIVER, Run, seeds};
+use sim::stage::{GUEST, Stage, XVDA};
 use sim::toolstack::{Failure, Kind, Vbd};
-use stage::{GUEST, Stage, XVDA};
 use xen::port::{DomId, Stop};
 
 #[test]

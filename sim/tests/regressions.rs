@@ -1,7 +1,5 @@
 //! What was once wrong, each with the case that showed it.
 
-mod stage;
-
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -9,7 +7,7 @@ use drivers::disk::{Device, Op};
 
 use sim::frontend::Workload;
 use sim::run::{DRIVER, seeds};
-use stage::{GUEST, Stage};
+use sim::stage::{GUEST, Stage};
 use xen::port::DomId;
 
 /// A frontend path that xenstored refuses to watch made the disk's task begin again at once, for ever: the run panics

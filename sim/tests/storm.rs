@@ -1,14 +1,12 @@
 //! A toolstack and guests that do anything at any moment, and wait for nothing. At the end nothing may be left.
 
-mod stage;
-
 use std::time::Duration;
 
 use sim::frontend::{Phase, Style, Workload};
 use sim::run::{DRIVER, SharedFrontend, seeds};
+use sim::stage::Stage;
 use sim::toolstack::{Kind, Vbd};
 use sim::world::{DOM0, Life};
-use stage::Stage;
 use xen::port::DomId;
 
 struct Actor {

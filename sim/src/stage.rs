@@ -1,29 +1,36 @@
 //! The stage of every test with the product in it: it is booted, with a lower disk if wanted, and at the end nothing
 //! may be left of what came meanwhile.
-#![allow(dead_code)]
 
 use std::time::Duration;
 
-use sim::blkback::SharedBlkback;
-use sim::disk::{Disk, Model, SharedDisk, SharedModel};
-use sim::frontend::{Options, Phase};
-use sim::run::{Baseline, DRIVER, Run, SharedFrontend};
-use sim::toolstack::{Kind, Vbd};
+use crate::blkback::SharedBlkback;
+use crate::disk::{Disk, Model, SharedDisk, SharedModel};
+use crate::frontend::{Options, Phase};
+use crate::run::{Baseline, DRIVER, Run, SharedFrontend};
+use crate::toolstack::{Kind, Vbd};
 use xen::port::DomId;
 
+/// The guest of a test that has one.
 pub const GUEST: DomId = DomId(5);
+/// The device number of xvda.
 pub const XVDA: u32 = 51712;
 
+/// A run with the product booted in it.
 pub struct Stage {
+    /// The run.
     pub run: Run,
+    /// The lower disk and who serves it.
     pub lower: Option<(SharedDisk, SharedBlkback)>,
     clean: Baseline,
 }
 
 /// A guest with its disk.
 pub struct Guest {
+    /// Its driver.
     pub front: SharedFrontend,
+    /// What must be on the disk.
     pub model: SharedModel,
+    /// The disk as the toolstack knows it.
     pub vbd: Vbd,
 }
 
@@ -38,7 +45,7 @@ impl Stage {
         let mut run = Run::new(seed);
         let disk = Disk::random(sectors, &mut run.random);
         let back = run.lower(XVDA, &disk);
-        back.borrow_mut().options = sim::blkback::Options::any(&mut run.random);
+        back.borrow_mut().options = crate::blkback::Options::any(&mut run.random);
         Stage::boot(run, Some((disk, back)))
     }
 
@@ -52,10 +59,12 @@ impl Stage {
         Stage { run, lower, clean }
     }
 
+    /// The lower disk.
     pub fn disk(&self) -> SharedDisk {
         self.lower.as_ref().expect("a stage with a lower disk").0.clone()
     }
 
+    /// Who serves the lower disk.
     pub fn back(&self) -> SharedBlkback {
         self.lower.as_ref().expect("a stage with a lower disk").1.clone()
     }
@@ -81,12 +90,14 @@ impl Stage {
         Guest { front, model: model.clone(), vbd }
     }
 
+    /// `xl block-attach`, and waits until the guest has it.
     pub fn attach(&mut self, guest: &Guest) {
         let attached = self.run.attach(&guest.vbd);
         assert_eq!(attached, Ok(()), "{}", self.run.scene());
         self.run.connected(&guest.front);
     }
 
+    /// `xl block-detach`, and waits until the guest has let go.
     pub fn detach(&mut self, guest: &Guest) {
         let detached = self.run.detach(&guest.vbd);
         assert_eq!(detached, Ok(()), "{}", self.run.scene());

@@ -1,0 +1,35 @@
+//! Coverage marks: the places a run must have come by, so that a simulator that no longer reaches them is found out.
+//!
+//! Every mark is a row of [`ROWS`]; an actor or a fault that does what the row says calls [`hit`]. A row that a whole
+//! campaign never hits is a failure of the campaign, and a name that is no row is a panic.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// Every row: a group, and its rows. The groups of hostile frontends follow the list in docs/hostile.md.
+pub const ROWS: &[(&str, &[&str])] = &[];
+
+thread_local! {
+    static HITS: RefCell<BTreeMap<&'static str, u64>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+fn is_row(name: &str) -> bool {
+    ROWS.iter().any(|(_, rows)| rows.contains(&name))
+}
+
+/// This run came by.
+pub fn hit(name: &'static str) {
+    assert!(is_row(name), "{name:?} is no row of the marks");
+    HITS.with_borrow_mut(|hits| *hits.entry(name).or_default() += 1);
+}
+
+/// How often each row was hit on this thread since the last call.
+pub fn take() -> BTreeMap<&'static str, u64> {
+    HITS.take()
+}
+
+/// The rows that are not among these hits.
+pub fn missing(hits: &BTreeMap<&'static str, u64>) -> Vec<&'static str> {
+    let rows = ROWS.iter().flat_map(|(_, rows)| rows.iter().copied());
+    rows.filter(|row| !hits.contains_key(row)).collect()
+}
