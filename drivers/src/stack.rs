@@ -68,6 +68,11 @@ impl<X: Xen> Stack<X> {
         }
     }
 
+    /// Whether its content is gone when it is closed.
+    pub fn is_volatile(&self) -> bool {
+        matches!(self.leaf, Leaf::Ram(_))
+    }
+
     /// Whether the store below went away for good.
     pub fn is_over(&self) -> bool {
         matches!(&self.leaf, Leaf::Lower(disk) if disk.life() == Life::Over)

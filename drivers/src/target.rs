@@ -24,12 +24,20 @@ pub mod errno {
     pub const EIO: u16 = 5;
     /// Not enough memory.
     pub const ENOMEM: u16 = 12;
+    /// It is in use.
+    pub const EBUSY: u16 = 16;
+    /// There is one already.
+    pub const EEXIST: u16 = 17;
+    /// No such minor.
+    pub const ENODEV: u16 = 19;
     /// The name makes no sense.
     pub const EINVAL: u16 = 22;
     /// A quota.
     pub const ENOSPC: u16 = 28;
     /// The disk never came up.
     pub const ETIMEDOUT: u16 = 110;
+    /// Another size than the disk it is to replace.
+    pub const EMEDIUMTYPE: u16 = 124;
 }
 
 impl OpenError {

@@ -4,6 +4,7 @@
 //!
 //! # Layout
 //! - [`attach`]: directories in xenstore become disks
+//! - [`minor`]: an image that is open, held or closed under its rings
 //! - [`vbd`]: one disk: handshake, properties, end
 //! - [`queue`]: its ring: turns, back-pressure, events
 //! - [`request`]: one request from its parsing to its answer
@@ -24,6 +25,7 @@ use xen::store::Store;
 use xen::sync::Signal;
 
 pub mod attach;
+pub mod minor;
 pub mod power;
 pub mod queue;
 pub mod quiet;
@@ -42,6 +44,8 @@ pub struct Shared<X: Xen> {
     pub lowers: Rc<Lowers<X>>,
     /// The disks we serve.
     pub vbds: attach::Vbds,
+    /// The images under them.
+    pub minors: Rc<minor::Minors<X>>,
     /// Errors told.
     pub errors: report::Errors,
     /// Raised when what we hold may have changed for a while.
@@ -79,6 +83,7 @@ pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize)) -> Tapdom<X> {
         store,
         lowers,
         vbds: attach::Vbds::default(),
+        minors: Rc::default(),
         errors: report::Errors::default(),
         held_changed: Signal::default(),
         memory,

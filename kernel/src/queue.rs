@@ -15,15 +15,18 @@ use xen::domain::Domain;
 use xen::event::Channel;
 use xen::grant::Mapped;
 use xen::limits::{REQUESTS_PER_TURN, REQUESTS_PER_VBD, SEGMENTS_INDIRECT};
-use xen::port::Xen;
+use xen::port::{DomId, Xen};
 use xen::sync::{Signal, Slots};
 
 use crate::request::{Answer, Desk};
 use crate::stats::add;
 
 /// How a queue is told to end, and how it tells that something is wrong.
-#[derive(Default)]
 pub struct Handle {
+    /// Whose ring it is.
+    pub guest: DomId,
+    /// The disk's number there.
+    pub device: u32,
     stop: Cell<bool>,
     stopped: Signal,
     ended: Signal,
@@ -32,6 +35,18 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// For a ring of this guest and device.
+    pub fn new(guest: DomId, device: u32) -> Rc<Self> {
+        Rc::new(Handle {
+            guest,
+            device,
+            stop: Cell::new(false),
+            stopped: Signal::default(),
+            ended: Signal::default(),
+            broken: Signal::default(),
+        })
+    }
+
     /// Lets go of the ring and the port at once and waits until no request is in flight any more.
     pub async fn end(&self) {
         self.stop.set(true);
@@ -63,6 +78,8 @@ pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>
     let mut slots = Slots::new(REQUESTS_PER_VBD);
     let mut alone = Alone::No;
     let mut ring = Some(ring);
+    let mut heard = desk.minor.changed.rung();
+    desk.minor.rings.borrow_mut().push(handle.clone());
     poll_fn(|cx| {
         let mut budget = REQUESTS_PER_TURN;
         loop {
@@ -70,6 +87,8 @@ pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>
                 // Unmapped and closed here and now: a dying guest waits for that, not for our store.
                 ring = None;
             }
+            // A held disk leaves new requests where they are.
+            let held = desk.minor.is_held(&mut heard, cx);
             let mut moved = slots.poll(cx, |answer| put(&mut ring, &answer));
             moved |= match ring {
                 Some(_) => desk.batch.run(&domain),
@@ -78,7 +97,7 @@ pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>
             };
             // A request that always has something to do must not keep the others waiting.
             budget = budget.saturating_sub(1);
-            if slots.is_empty() {
+            if slots.is_empty() && !held {
                 match core::mem::replace(&mut alone, Alone::No) {
                     Alone::Waits(request) if ring.is_some() => {
                         slots.start(desk.clone().serve(request));
@@ -89,7 +108,7 @@ pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>
                 }
             }
             let taken = match &mut ring {
-                Some(ring) => take(ring, &desk, &mut alone, &mut budget, slots.is_full(), |request| {
+                Some(ring) => take(ring, &desk, &mut alone, &mut budget, held || slots.is_full(), |request| {
                     slots.start(desk.clone().serve(request));
                     slots.is_full()
                 }),
@@ -125,12 +144,13 @@ pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if !idle(ring, slots.is_full() || !matches!(alone, Alone::No), &handle, cx) {
+            if !idle(ring, held || slots.is_full() || !matches!(alone, Alone::No), &handle, cx) {
                 return Poll::Pending;
             }
         }
     })
     .await;
+    desk.minor.rings.borrow_mut().retain(|other| !Rc::ptr_eq(other, &handle));
     handle.ended.raise();
 }
 

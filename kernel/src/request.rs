@@ -14,12 +14,13 @@ use xen::page::{NoMemory, PageRef};
 use xen::port::{DomId, GrantRef, Move, Refused, Way as Direction, Xen};
 use xen::sync::Credits;
 
+use crate::minor::Minor;
 use crate::stats::{Stats, add};
 
 /// What the requests of one ring share.
 pub struct Desk<X: Xen> {
     /// The disk.
-    pub stack: Rc<Stack<X>>,
+    pub minor: Rc<Minor<X>>,
     /// Whose requests.
     pub guest: DomId,
     /// Writes and discards are refused.
@@ -115,26 +116,40 @@ fn segments(body: &Body) -> usize {
 
 impl<X: Xen> Desk<X> {
     /// For one connection of one guest.
-    pub fn new(stack: Rc<Stack<X>>, guest: DomId, read_only: bool, discard: bool, stats: Rc<Stats>) -> Self {
+    pub fn new(minor: Rc<Minor<X>>, guest: DomId, read_only: bool, discard: bool) -> Self {
         Desk {
-            stack,
+            stats: minor.stats.clone(),
+            minor,
             guest,
             read_only,
             discard,
-            stats,
             batch: Batch::default(),
             segments: Credits::new(SEGMENTS_PER_VBD),
             spare: RefCell::default(),
         }
     }
 
-    /// Does a request and says how it went. To be polled to its end.
-    pub async fn serve(self: Rc<Self>, request: Request) -> Answer {
+    /// Does a request and says how it went. To be polled to its end. It counts as in flight from now on, before it is
+    /// polled first.
+    pub fn serve(self: Rc<Self>, request: Request) -> impl Future<Output = Answer> {
+        let in_flight = self.minor.enter_request();
+        async move {
+            let answer = self.answer(request).await;
+            drop(in_flight);
+            answer
+        }
+    }
+
+    async fn answer(&self, request: Request) -> Answer {
         // What it is to hold is granted before it holds anything: who waits here stands in nobody's way.
         let segments = segments(&request.body);
         self.segments.take(segments).await;
         let mut sheet = self.spare.borrow_mut().pop().unwrap_or_default();
-        let result = self.perform(request.body, &mut sheet).await;
+        let result = match self.minor.stack() {
+            Some(stack) => self.perform(&stack, request.body, &mut sheet).await,
+            // It was closed under its rings.
+            None => Err(Failed::Store(Error::Gone)),
+        };
         sheet.segments.clear();
         self.keep(sheet);
         self.segments.put(segments);
@@ -171,37 +186,37 @@ impl<X: Xen> Desk<X> {
         status
     }
 
-    async fn perform(&self, body: Body, sheet: &mut Sheet) -> Result<(), Failed> {
+    async fn perform(&self, stack: &Stack<X>, body: Body, sheet: &mut Sheet) -> Result<(), Failed> {
         match body {
-            Body::Flush | Body::Barrier => Ok(self.stack.submit(Op::Flush, 0).await?),
-            Body::Discard { sector, sectors, secure: _ } => self.discard(sector, sectors).await,
+            Body::Flush | Body::Barrier => Ok(stack.submit(Op::Flush, 0).await?),
+            Body::Discard { sector, sectors, secure: _ } => self.discard(stack, sector, sectors).await,
             Body::Transfer { way, sector, segments, flush_first, barrier } => {
                 sheet.segments.extend_from_slice(&segments);
                 if (flush_first || barrier) && !self.read_only {
-                    self.stack.submit(Op::Flush, 0).await?;
+                    stack.submit(Op::Flush, 0).await?;
                 }
-                self.transfer(way, sector, sheet).await?;
+                self.transfer(stack, way, sector, sheet).await?;
                 if barrier {
-                    self.stack.submit(Op::Flush, 0).await?;
+                    stack.submit(Op::Flush, 0).await?;
                 }
                 Ok(())
             }
             Body::Indirect { way, sector, count, pages } => {
                 self.fetch(&pages, count, sheet).await?;
-                self.transfer(way, sector, sheet).await
+                self.transfer(stack, way, sector, sheet).await
             }
         }
     }
 
-    async fn discard(&self, sector: u64, sectors: u64) -> Result<(), Failed> {
+    async fn discard(&self, stack: &Stack<X>, sector: u64, sectors: u64) -> Result<(), Failed> {
         if !self.discard {
             return Err(Failed::Unsupported);
         }
         if self.read_only {
             return Err(Failed::ReadOnly);
         }
-        blkif::span(sector, sectors, self.stack.info().sectors)?;
-        Ok(self.stack.submit(Op::Discard { sectors }, sector).await?)
+        blkif::span(sector, sectors, stack.info().sectors)?;
+        Ok(stack.submit(Op::Discard { sectors }, sector).await?)
     }
 
     /// Copies the descriptors of an indirect request to a page nobody else can write, once, and reads them there
@@ -239,20 +254,20 @@ impl<X: Xen> Desk<X> {
         Ok(())
     }
 
-    async fn transfer(&self, way: Way, sector: u64, sheet: &mut Sheet) -> Result<(), Failed> {
+    async fn transfer(&self, stack: &Stack<X>, way: Way, sector: u64, sheet: &mut Sheet) -> Result<(), Failed> {
         let Sheet { segments, pieces, .. } = sheet;
         let sectors = segments.iter().map(|segment| u64::from(segment.sectors())).sum();
-        blkif::span(sector, sectors, self.stack.info().sectors)?;
+        blkif::span(sector, sectors, stack.info().sectors)?;
         if way == Way::Write && self.read_only {
             return Err(Failed::ReadOnly);
         }
         let shape = segments.iter().map(|segment| (segment.first, segment.sectors() as u8));
-        self.stack.take(sector, shape, pieces).await;
+        stack.take(sector, shape, pieces).await;
         let result = match way {
-            Way::Read => self.read(sector, segments, pieces).await,
-            Way::Write => self.write(sector, segments, pieces).await,
+            Way::Read => self.read(stack, sector, segments, pieces).await,
+            Way::Write => self.write(stack, sector, segments, pieces).await,
         };
-        self.stack.give(pieces);
+        stack.give(pieces);
         let moved = match way {
             Way::Read => &self.stats.sectors_read,
             Way::Write => &self.stats.sectors_written,
@@ -260,14 +275,14 @@ impl<X: Xen> Desk<X> {
         result.inspect(|()| add(moved, sectors))
     }
 
-    async fn read(&self, sector: u64, segments: &[Segment], pieces: &[Piece]) -> Result<(), Failed> {
-        self.stack.submit(Op::Read(pieces), sector).await?;
+    async fn read(&self, stack: &Stack<X>, sector: u64, segments: &[Segment], pieces: &[Piece]) -> Result<(), Failed> {
+        stack.submit(Op::Read(pieces), sector).await?;
         Ok(self.batch.copy(self.moves(segments, pieces, Direction::Out)).await?)
     }
 
-    async fn write(&self, sector: u64, segments: &[Segment], pieces: &[Piece]) -> Result<(), Failed> {
+    async fn write(&self, stack: &Stack<X>, sector: u64, segments: &[Segment], pieces: &[Piece]) -> Result<(), Failed> {
         self.batch.copy(self.moves(segments, pieces, Direction::In)).await?;
-        Ok(self.stack.submit(Op::Write(pieces), sector).await?)
+        Ok(stack.submit(Op::Write(pieces), sector).await?)
     }
 
     /// Lays the guest's segments beside our pieces: both are the same sectors in the same order, cut differently.

@@ -11,8 +11,8 @@ use core::future::poll_fn;
 use core::task::Poll;
 use core::time::Duration;
 
-use drivers::disk::{Device, Info, SECTOR_BYTES};
-use drivers::stack::Stack;
+use drivers::disk::Device;
+use drivers::disk::{Info, SECTOR_BYTES};
 use drivers::target::{OpenError, Quoted, errno};
 use log::Level;
 use protocol::blkif::{INFO_CDROM, INFO_READONLY, Layout, keys};
@@ -30,10 +30,10 @@ use xen::trace::{self, Event};
 
 use crate::Shared;
 use crate::attach::Key;
+use crate::minor::{By, State as MinorState, User};
 use crate::queue::{self, Handle, Ring};
 use crate::quiet::Quiet;
 use crate::request::Desk;
-use crate::stats::Stats;
 
 /// How long a state stands that libxl waits for: InitWait of a new disk before Connected, Closed before the directory
 /// goes. libxl reads our state some time after its watch fired, and takes a disk that it did not see in that state for a
@@ -50,9 +50,8 @@ pub struct Vbd<X: Xen> {
     front: String,
     back: Back,
     nodes: Nodes<X>,
-    stack: Option<Rc<Stack<X>>>,
+    minor: Option<User<X>>,
     queue: Option<Rc<Handle>>,
-    stats: Rc<Stats>,
     lines: Quiet,
     /// The toolstack has just made the directory, and waits for InitWait.
     begun: bool,
@@ -89,9 +88,8 @@ pub async fn run<X: Xen>(shared: &Rc<Shared<X>>, key: Key, changed: &Signal) -> 
         front: String::new(),
         back: Back::new(),
         nodes: Nodes::new(&shared.domain),
-        stack: None,
+        minor: None,
         queue: None,
-        stats: Rc::default(),
         lines: Quiet::new(shared.domain.xen.now()),
         begun: false,
         dwell: None,
@@ -170,7 +168,15 @@ impl<X: Xen> Vbd<X> {
 
     /// Waits until one of those moves whose word the next step depends on.
     async fn wait(&mut self, watch: &Watch<X>, changed: &Signal) -> Result<(), Reason> {
-        let (queue, stack) = (self.queue.clone(), self.stack.clone().filter(|_| self.back.phase() == Phase::Connected));
+        let connected = self.back.phase() == Phase::Connected;
+        let (queue, minor) =
+            (self.queue.clone(), self.minor.as_ref().filter(|_| connected).map(|user| Rc::clone(user)));
+        let mut minor_heard = minor.as_ref().map_or(0, |minor| minor.changed.rung());
+        if let Some(minor) = minor.as_ref().filter(|minor| minor.state() == MinorState::Closed) {
+            let error = fatal(errno::ENODEV, format!("minor {} was closed by a message", minor.number()));
+            return self.judge(Err(error)).await;
+        }
+        let stack = minor.as_ref().and_then(|minor| minor.stack());
         let mut heard = stack.as_ref().map_or(0, |stack| stack.changes());
         if let Some(stack) = &stack
             && stack.info().sectors != self.sectors
@@ -184,8 +190,9 @@ impl<X: Xen> Vbd<X> {
                 return Poll::Ready(true);
             }
             let nodes = watch.poll(cx).is_ready() | changed.poll(cx).is_ready();
+            let image = minor.as_ref().is_some_and(|minor| minor.changed.poll(&mut minor_heard, cx).is_ready());
             let store = stack.as_ref().is_some_and(|stack| stack.poll_changed(&mut heard, cx).is_ready());
-            if nodes || store { Poll::Ready(false) } else { Poll::Pending }
+            if nodes || image || store { Poll::Ready(false) } else { Poll::Pending }
         })
         .await;
         if broken {
@@ -210,7 +217,7 @@ impl<X: Xen> Vbd<X> {
             }
             Do::Restart => {
                 self.let_go().await;
-                self.stack = None;
+                self.minor = None;
                 self.publish().await
             }
             Do::AnswerClosing => {
@@ -267,8 +274,8 @@ impl<X: Xen> Vbd<X> {
 
     /// Opens the disk and says what we offer.
     async fn publish(&mut self) -> Result<(), Trouble> {
-        if self.stack.is_none() {
-            self.stack = Some(Rc::new(self.open().await?));
+        if self.minor.is_none() {
+            self.minor = Some(self.open().await?);
         }
         let nodes = vec_of([
             (keys::MAX_RING_PAGE_ORDER, RING_ORDER.to_string()),
@@ -283,7 +290,8 @@ impl<X: Xen> Vbd<X> {
         Ok(())
     }
 
-    async fn open(&self) -> Result<Stack<X>, Trouble> {
+    /// Opens the image that the directory names, under a minor of its own; or finds the minor that it names.
+    async fn open(&self) -> Result<User<X>, Trouble> {
         let store = &self.shared.store;
         let id = store.read_if_there(&self.node(keys::FRONTEND_ID)).await?;
         if id.as_deref().and_then(number::u16) != Some(self.key.domain.0) {
@@ -295,23 +303,40 @@ impl<X: Xen> Vbd<X> {
             Err(Reason::Invalid) => return Err(fatal(errno::EINVAL, "target: not text")),
             Err(reason) => return Err(reason.into()),
         };
-        let stack = Stack::open(&self.shared.lowers, &name).await.map_err(Trouble::Fatal)?;
-        self.note(Event::Opened(stack.info().sectors));
-        self.say_log(Level::Info, format_args!("\"{}\" opened: {} sectors", Quoted(&name), stack.info().sectors));
-        Ok(stack)
+        let minors = &self.shared.minors;
+        let user = match name.strip_prefix("minor:") {
+            Some(number) => {
+                let minor = number::u16(number).and_then(|number| minors.get(number));
+                let none = || fatal(errno::ENODEV, format!("target \"{}\": there is no such minor", Quoted(&name)));
+                minor.ok_or_else(none)?.used()
+            }
+            None => {
+                let user = minors.attach(None, By::Directory(self.key)).map_err(Trouble::Fatal)?.used();
+                user.open(&self.shared.lowers, &name, false).await.map_err(Trouble::Fatal)?;
+                user
+            }
+        };
+        let Some(info) = user.info().filter(|_| user.state() != MinorState::Closed) else {
+            let text = format!("target \"{}\": no image is open under this minor", Quoted(&name));
+            return Err(fatal(errno::ENODEV, text));
+        };
+        self.note(Event::Opened(info.sectors));
+        self.say_log(Level::Info, format_args!("\"{}\" opened: {} sectors", Quoted(&name), info.sectors));
+        Ok(user)
     }
 
     /// Takes the frontend's ring, tells the disk's properties, says Connected.
     async fn connect(&mut self) -> Result<(), Trouble> {
-        let stack = match &self.stack {
-            Some(stack) => stack.clone(),
+        let minor = match &self.minor {
+            Some(user) => Rc::clone(user),
             None => return self.publish().await,
         };
         let ring = self.take_ring().await?;
-        let info = stack.info();
+        let closed = || fatal(errno::ENODEV, format!("minor {} has no image", minor.number()));
+        let info = minor.info().filter(|_| minor.state() != MinorState::Closed).ok_or_else(closed)?;
         let store = &self.shared.store;
         let mode = store.read_if_there(&self.node(keys::MODE)).await?;
-        let read_only = info.read_only || mode.as_deref() != Some("w");
+        let read_only = info.read_only || minor.is_read_only() || mode.as_deref() != Some("w");
         let wanted = store.read_if_there(&self.node(keys::DISCARD_ENABLE)).await?.as_deref() != Some("0");
         let info = Info { discard: info.discard.filter(|_| wanted && !read_only), ..info };
         let cdrom = store.read_if_there(&self.node(keys::DEVICE_TYPE)).await?.as_deref() == Some("cdrom");
@@ -319,10 +344,10 @@ impl<X: Xen> Vbd<X> {
             self.shared.domain.timers.sleep(dwell).await;
         }
         let nodes = properties(info, read_only, cdrom);
-        let desk = Desk::new(stack, self.key.domain, read_only, info.discard.is_some(), self.stats.clone());
+        let desk = Desk::new(minor, self.key.domain, read_only, info.discard.is_some());
         if self.say(State::Connected, nodes).await? {
             self.sectors = info.sectors;
-            let handle = Rc::new(Handle::default());
+            let handle = Handle::new(self.key.domain, self.key.device);
             self.queue = Some(handle.clone());
             let domain = &self.shared.domain;
             domain.exec.spawn(queue::run(domain.clone(), Rc::new(desk), ring, handle));
@@ -432,7 +457,9 @@ impl<X: Xen> Vbd<X> {
         if let Some(queue) = self.queue.take() {
             queue.end().await;
             self.note(Event::Disconnected(0));
-            self.say_log(Level::Info, format_args!("disconnected: {}", self.stats));
+            if let Some(minor) = &self.minor {
+                self.say_log(Level::Info, format_args!("disconnected: {}", minor.stats));
+            }
             self.shared.held_changed.raise();
         }
     }
