@@ -14,6 +14,8 @@ use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Port};
 
 use crate::blkif::{BackRing, Body, Layout, Request, Response, SECTOR, SEGMENTS_PER_PAGE, Segment, op, status};
 use crate::disk::SharedDisk;
+use crate::fault::Fault;
+use crate::marks;
 use crate::random::Random;
 use crate::run::Actor;
 use crate::store::{Client, Store};
@@ -256,9 +258,15 @@ impl Blkback {
         loop {
             while let Some(request) = link.ring.take() {
                 let request = request.expect("the frontend wrote a request with impossible counts");
-                let latency = self.random.between(0, self.options.latency.as_nanos() as u64);
-                let due = self.world.now() + Duration::from_nanos(latency);
+                let mut latency = Duration::from_nanos(self.random.between(0, self.options.latency.as_nanos() as u64));
+                if self.world.faults().strikes(Fault::DiskSlow).is_some() {
+                    latency += Duration::from_millis(self.random.between(100, 5000));
+                }
+                let due = self.world.now() + latency;
                 link.jobs.push(Job { request, due });
+            }
+            if link.ring.is_full() {
+                marks::hit("lower ring full");
             }
             if !link.ring.arm() {
                 return true;
@@ -296,6 +304,9 @@ impl Blkback {
         if self.options.failures > 0 {
             self.options.failures -= 1;
             return status::ERROR;
+        }
+        if let Some(verdict) = self.world.faults().strikes(Fault::Disk) {
+            return verdict.code;
         }
         match (&request.body, request.op) {
             (Body::Discard { sectors }, op::DISCARD) => {
@@ -349,6 +360,8 @@ impl Blkback {
     fn transfer(&mut self, link: &mut Connected, request: &Request, segments: &[Segment]) -> i16 {
         let write = request.op == op::WRITE;
         let mut sector = request.sector;
+        let torn = write && self.world.faults().strikes(Fault::DiskTorn).is_some();
+        let mut whole = if torn { self.random.below(sectors(segments)) } else { u64::MAX };
         for segment in segments {
             assert!(segment.first <= segment.last && segment.last < 8, "an impossible segment {segment:?}");
             let (first, sectors) = (usize::from(segment.first), u64::from(segment.last - segment.first) + 1);
@@ -370,6 +383,8 @@ impl Blkback {
             let mut bytes = vec![0; sectors as usize * SECTOR];
             if write {
                 page.read(first * SECTOR, &mut bytes);
+                bytes.truncate(sectors.min(whole) as usize * SECTOR);
+                whole -= sectors.min(whole);
                 self.disk.borrow_mut().write(sector, &bytes);
             } else {
                 self.disk.borrow().read(sector, &mut bytes);
@@ -382,8 +397,12 @@ impl Blkback {
             }
             sector += sectors;
         }
-        status::OKAY
+        if torn { status::ERROR } else { status::OKAY }
     }
+}
+
+fn sectors(segments: &[Segment]) -> u64 {
+    segments.iter().map(|segment| u64::from(segment.last - segment.first) + 1).sum()
 }
 
 impl Actor for Blkback {

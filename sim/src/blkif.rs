@@ -322,6 +322,11 @@ impl BackRing {
         Some(Request::decode(self.shared.layout, &entry))
     }
 
+    /// Whether every slot holds a request that was taken and not answered.
+    pub fn is_full(&self) -> bool {
+        self.req_cons.wrapping_sub(self.rsp_prod) == self.shared.slots
+    }
+
     /// Puts an answer.
     pub fn put(&mut self, response: Response) {
         assert!(self.rsp_prod != self.req_cons, "more answers than requests");

@@ -9,10 +9,7 @@ use xen::page::{PAGE_BYTES, Page, PageRef};
 use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Move, Port, Refused, StillInUse, Stop, Xen};
 
 use crate::fault::Fault;
-use crate::grant::status;
 use crate::world::World;
-
-const ENOSPC: Refused = Refused(-28);
 
 /// What [`SimXen::stop`] panics with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +38,9 @@ impl SimXen {
         SimXen { world: world.clone(), id, store, lent: Rc::default() }
     }
 
-    fn strike(&self, fault: Fault, with: Refused) -> Result<(), Refused> {
-        if self.world.faults().strikes(fault) { Err(with) } else { Ok(()) }
+    fn strike(&self, fault: Fault) -> Result<(), Refused> {
+        let struck = self.world.faults().strikes(fault);
+        struck.map_or(Ok(()), |verdict| Err(Refused(verdict.code)))
     }
 }
 
@@ -75,12 +73,12 @@ impl Xen for SimXen {
     type Mapping = SimMapping;
 
     fn alloc_unbound(&self, remote: DomId) -> Result<Port, Refused> {
-        self.strike(Fault::AllocUnbound, ENOSPC)?;
+        self.strike(Fault::AllocUnbound)?;
         self.world.alloc_unbound(self.id, remote)
     }
 
     fn bind(&self, remote: DomId, port: Port) -> Result<Port, Refused> {
-        self.strike(Fault::Bind, ENOSPC)?;
+        self.strike(Fault::Bind)?;
         self.world.bind(self.id, remote, port)
     }
 
@@ -100,7 +98,7 @@ impl Xen for SimXen {
         let address = page.address();
         let mut lent = self.lent.borrow_mut();
         assert!(!lent.pages.contains(&address), "{:?} lent a page twice without reclaiming it", self.id);
-        self.strike(Fault::Lend, status::NO_SPACE)?;
+        self.strike(Fault::Lend)?;
         let grant = self.world.lend(self.id, page, to, access)?;
         lent.pages.insert(address);
         lent.grants.insert(grant, address);
@@ -108,6 +106,9 @@ impl Xen for SimXen {
     }
 
     fn reclaim(&self, grant: GrantRef) -> Result<(), StillInUse> {
+        if self.world.faults().strikes(Fault::Reclaim).is_some() {
+            return Err(StillInUse);
+        }
         self.world.reclaim(self.id, grant)?;
         let mut lent = self.lent.borrow_mut();
         let address = lent.grants.remove(&grant).expect("lent before it was reclaimed");
@@ -117,8 +118,8 @@ impl Xen for SimXen {
 
     fn map(&self, pages: &[Foreign], into: &mut Vec<Result<SimMapping, Refused>>) {
         into.extend(pages.iter().map(|what| {
-            self.strike(Fault::MapAgain, Refused::AGAIN)?;
-            self.strike(Fault::Map, status::NO_DEVICE_SPACE)?;
+            self.strike(Fault::MapAgain)?;
+            self.strike(Fault::Map)?;
             let (handle, page) = self.world.map(self.id, *what)?;
             Ok(SimMapping { world: self.world.clone(), by: self.id, handle, page })
         }));
@@ -140,8 +141,8 @@ impl Xen for SimXen {
                     what.bytes
                 );
             }
-            self.strike(Fault::CopyAgain, Refused::AGAIN)?;
-            self.strike(Fault::Copy, status::BAD_PAGE)?;
+            self.strike(Fault::CopyAgain)?;
+            self.strike(Fault::Copy)?;
             self.world.copy(self.id, what)
         }));
     }
@@ -233,9 +234,9 @@ mod tests {
     #[test]
     fn a_budgeted_fault_strikes_and_ends() {
         let (world, xen) = view();
-        world.faults().allow(Fault::AllocUnbound, 2, 1);
-        assert_eq!(xen.alloc_unbound(DomId(0)), Err(ENOSPC));
-        assert_eq!(xen.alloc_unbound(DomId(0)), Err(ENOSPC));
+        world.faults().allow_as(Fault::AllocUnbound, "alloc_unbound: ENOSPC", 2, 1);
+        assert_eq!(xen.alloc_unbound(DomId(0)), Err(Refused(-28)));
+        assert_eq!(xen.alloc_unbound(DomId(0)), Err(Refused(-28)));
         assert!(xen.alloc_unbound(DomId(0)).is_ok());
         assert_eq!(world.faults().injected(Fault::AllocUnbound), 2);
     }

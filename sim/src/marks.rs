@@ -7,7 +7,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 /// Every row: a group, and its rows. The groups of hostile frontends follow the list in docs/hostile.md.
-pub const ROWS: &[(&str, &[&str])] = &[];
+pub const ROWS: &[(&str, &[&str])] = &[("faults", crate::fault::ROWS), ("full rings", RINGS)];
+
+/// Rings that had no room for what was to go on them.
+const RINGS: &[&str] = &["frontend ring full", "lower ring full"];
 
 thread_local! {
     static HITS: RefCell<BTreeMap<&'static str, u64>> = const { RefCell::new(BTreeMap::new()) };

@@ -37,7 +37,7 @@ pub struct Guest {
 impl Stage {
     /// The product with no disk below it.
     pub fn bare(seed: u64) -> Self {
-        Stage::boot(Run::new(seed), None)
+        Stage::boot(Run::new(seed))
     }
 
     /// The product with a lower disk of that many sectors, as /dev/xvda.
@@ -46,17 +46,18 @@ impl Stage {
         let disk = Disk::random(sectors, &mut run.random);
         let back = run.lower(XVDA, &disk);
         back.borrow_mut().options = crate::blkback::Options::any(&mut run.random);
-        Stage::boot(run, Some((disk, back)))
+        Stage { lower: Some((disk, back)), ..Stage::boot(run) }
     }
 
-    fn boot(mut run: Run, lower: Option<(SharedDisk, SharedBlkback)>) -> Self {
+    /// The product booted in a run that was prepared.
+    pub fn boot(mut run: Run) -> Self {
         run.boot();
         let client = run.store.client(DRIVER);
         let ready = run.until(Duration::from_secs(20), |_| client.exists("data/ready"));
         assert!(ready, "never ready:\n{}", run.scene());
         run.rest(Duration::from_secs(2));
         let clean = run.baseline(DRIVER);
-        Stage { run, lower, clean }
+        Stage { run, lower: None, clean }
     }
 
     /// The lower disk.

@@ -6,7 +6,7 @@
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
+use std::rc::{self, Rc};
 
 use xen::page::PageRef;
 use xen::port::{DomId, Instant, Port, Stop};
@@ -65,6 +65,16 @@ pub(crate) struct Hypervisor {
 #[derive(Clone)]
 pub struct World(Rc<RefCell<Hypervisor>>);
 
+/// A world that ends without being waited for.
+#[derive(Clone)]
+pub(crate) struct Weak(rc::Weak<RefCell<Hypervisor>>);
+
+impl Weak {
+    pub fn upgrade(&self) -> Option<World> {
+        self.0.upgrade().map(World)
+    }
+}
+
 impl World {
     /// A world with only dom0 in it.
     pub fn new(random: Random) -> Self {
@@ -77,7 +87,12 @@ impl World {
             handles: 1,
         })));
         world.create(DOM0);
+        crate::fault::scarce_in(&world);
         world
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak {
+        Weak(Rc::downgrade(&self.0))
     }
 
     /// A new domain. Its number must be free: a zombie still holds its own.

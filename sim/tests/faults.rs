@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use sim::blkif::SECTOR;
+use sim::disk::{Disk, Model};
 use sim::fault::Fault;
-use sim::frontend::{Phase, Workload};
-use sim::run::{DRIVER, seeds};
+use sim::frontend::{Io, Options, Phase, Workload};
+use sim::marks;
+use sim::run::{DRIVER, Run, seeds};
 use sim::stage::{GUEST, Stage, XVDA};
 use sim::store::tree::NODES_MAX;
 use sim::toolstack::Vbd;
@@ -54,8 +57,10 @@ fn an_attach_that_xen_refuses_leaves_nothing_and_the_next_succeeds() {
     seeds(0..20, |seed| {
         let mut stage = Stage::bare(seed);
         let guest = stage.on_ram(GUEST, 1024);
-        let fault = stage.run.random.pick(&[Fault::Map, Fault::Bind]);
-        stage.run.world.faults().allow(fault, 1, 1);
+        let ways: Vec<_> =
+            [Fault::Map, Fault::Bind].into_iter().flat_map(|f| f.ways().iter().map(move |w| (f, w.row))).collect();
+        let (fault, row) = ways[seed as usize % ways.len()];
+        stage.run.world.faults().allow_as(fault, row, 1, 1);
         let attached = stage.run.attach(&guest.vbd);
         stage.run.rest(Duration::from_secs(3));
         assert_eq!(stage.run.world.faults().injected(fault), 1);
@@ -182,4 +187,272 @@ fn a_directory_that_is_removed_under_it() {
         assert_eq!(stage.run.destroy(GUEST), Ok(()), "{}", stage.run.scene());
         stage.assert_clean();
     });
+}
+
+/// Every way in which Xen refuses a copy; the seed draws among them.
+#[test]
+fn no_way_to_refuse_a_copy_is_worse_than_another() {
+    for way in Fault::Copy.ways() {
+        let mut stage = Stage::bare(7);
+        let guest = stage.on_ram(GUEST, 1024);
+        guest.front.borrow_mut().options.errors = true;
+        stage.attach(&guest);
+        stage.run.world.faults().allow_as(Fault::Copy, way.row, 1, 1);
+        guest.front.borrow_mut().ask(Io::Write { sector: 8, data: vec![1; 8 * SECTOR] });
+        stage.run.at_rest(&guest.front);
+        guest.front.borrow_mut().ask(Io::Read { sector: 8, sectors: 8 });
+        stage.run.at_rest(&guest.front);
+        let tally = guest.front.borrow().tally;
+        assert_eq!((tally.errors, tally.writes, tally.reads), (1, 0, 1), "{}", way.row);
+        stage.detach(&guest);
+        stage.assert_clean();
+    }
+}
+
+#[test]
+fn pages_that_stay_away_fail_their_requests_and_hold_up_nobody() {
+    seeds(0..20, |seed| {
+        let mut stage = Stage::bare(seed);
+        let (away, other) = (stage.on_ram(GUEST, 1024), stage.on_ram(DomId(6), 1024));
+        away.front.borrow_mut().options.errors = true;
+        stage.attach(&away);
+        stage.attach(&other);
+        stage.run.world.faults().allow(Fault::CopyAgain, u32::MAX, 1);
+        away.front.borrow_mut().work(Workload { flushes: 0, discards: 0, ..Workload::mixed(40) });
+        stage.run.at_rest(&away.front);
+        let tally = away.front.borrow().tally;
+        assert_eq!((tally.reads, tally.writes, tally.errors), (0, 0, 40), "{tally:?}");
+        stage.run.world.faults().end();
+        other.front.borrow_mut().work(Workload::mixed(40));
+        stage.run.at_rest(&other.front);
+        stage.verify(&away);
+        stage.detach(&away);
+        stage.detach(&other);
+        stage.assert_clean();
+    });
+}
+
+#[test]
+fn a_ring_whose_pages_stay_away_is_refused() {
+    seeds(0..10, |seed| {
+        let mut stage = Stage::bare(seed);
+        let guest = stage.on_ram(GUEST, 1024);
+        stage.run.world.faults().allow(Fault::MapAgain, u32::MAX, 1);
+        let _late = stage.run.attach(&guest.vbd);
+        stage.run.rest(Duration::from_secs(2));
+        assert_ne!(guest.front.borrow().phase(), Phase::Connected);
+        stage.run.world.faults().end();
+        assert_eq!(stage.run.destroy(GUEST), Ok(()), "{}", stage.run.scene());
+        let next = stage.on_ram(GUEST, 1024);
+        stage.attach(&next);
+        stage.detach(&next);
+        assert_eq!(stage.run.world.holdings(DRIVER).mappings, 0);
+    });
+}
+
+/// Everything that a lower disk's ring and pages need is refused once, at any place among some hundred calls: the disk
+/// is not there, which is told to who wants it, and the rest of the domain works.
+#[test]
+fn a_lower_disk_that_gets_no_ring_is_missed_and_the_next_one_is_found() {
+    seeds(0..40, |seed| {
+        let mut run = Run::new(seed);
+        let disk = Disk::random(2048, &mut run.random);
+        run.lower(XVDA, &disk);
+        let fault = [Fault::AllocUnbound, Fault::Lend, Fault::Memory][seed as usize % 3];
+        let one_in = match fault {
+            // The first that strikes is early or late among the thousand pages.
+            Fault::Lend => run.random.pick(&[1, 100, 500]),
+            _ => 1,
+        };
+        // A pool is tried three times, with fewer pages each time.
+        let times = if fault == Fault::Memory { 3 } else { 1 };
+        run.world.faults().allow(fault, times, one_in);
+        let mut stage = Stage::boot(run);
+        let injected = stage.run.world.faults().injected(fault);
+        let guest = stage.guest(Vbd::new(DRIVER, GUEST, "aio:/dev/xvda"), &Model::of(disk.borrow().bytes()));
+        if injected == 0 {
+            // It got by: the disk is as good as any.
+            stage.attach(&guest);
+            return stage.detach(&guest);
+        }
+        assert!(stage.run.attach(&guest.vbd).is_err(), "{fault:?}\n{}", stage.run.scene());
+        assert_eq!(stage.run.destroy(GUEST), Ok(()));
+        let other = stage.on_ram(DomId(6), 1024);
+        stage.attach(&other);
+        other.front.borrow_mut().work(Workload::mixed(30));
+        stage.run.at_rest(&other.front);
+        stage.detach(&other);
+
+        let lower = Vbd { devid: XVDA, ..Vbd::new(DOM0, DRIVER, "phy:/dev/lower") };
+        assert_eq!(stage.run.detach(&lower), Ok(()), "{}", stage.run.scene());
+        stage.run.toolstack.borrow_mut().place(&lower);
+        stage.run.rest(Duration::from_secs(2));
+        let next = stage.guest(Vbd::new(DRIVER, GUEST, "aio:/dev/xvda"), &Model::of(disk.borrow().bytes()));
+        stage.attach(&next);
+        stage.verify(&next);
+        stage.detach(&next);
+    });
+}
+
+#[test]
+fn a_lower_disk_makes_do_with_fewer_pages() {
+    for refused in [1, 2] {
+        let mut run = Run::new(refused.into());
+        let disk = Disk::random(8192, &mut run.random);
+        run.lower(XVDA, &disk);
+        run.world.faults().allow(Fault::Memory, refused, 1);
+        let mut stage = Stage::boot(run);
+        let guest = stage.guest(Vbd::new(DRIVER, GUEST, "aio:/dev/xvda"), &Model::of(disk.borrow().bytes()));
+        guest.front.borrow_mut().options = Options { order: 4, indirect: 256, ..Options::default() };
+        stage.attach(&guest);
+        assert!(stage.run.world.holdings(DRIVER).grants < 700, "{:?}", stage.run.world.holdings(DRIVER));
+        guest.front.borrow_mut().work(Workload { sectors_max: 2048, ..Workload::mixed(200) });
+        stage.run.at_rest(&guest.front);
+        stage.verify(&guest);
+        stage.detach(&guest);
+        stage.assert_clean();
+    }
+}
+
+/// A backend that keeps pages mapped after it said Closed: page and grant are kept until it lets go, and not one is lost.
+#[test]
+fn pages_that_a_backend_still_holds_are_kept_until_it_lets_go() {
+    seeds(0..10, |seed| {
+        let mut stage = Stage::with_lower(seed, 1024);
+        let full = stage.run.world.holdings(DRIVER).grants;
+        let lower = Vbd { devid: XVDA, ..Vbd::new(DOM0, DRIVER, "phy:/dev/lower") };
+        let (times, one_in) = (stage.run.random.between(1, 200) as u32, stage.run.random.pick(&[1, 4]));
+        stage.run.world.faults().allow(Fault::Reclaim, times, one_in);
+        assert_eq!(stage.run.detach(&lower), Ok(()), "{}", stage.run.scene());
+        stage.run.rest(Duration::from_secs(1));
+        let kept = stage.run.world.holdings(DRIVER).grants;
+        assert_eq!(kept, stage.run.world.faults().injected(Fault::Reclaim) as usize, "what was refused is kept");
+        stage.run.world.faults().end();
+        stage.run.toolstack.borrow_mut().place(&lower);
+        stage.run.rest(Duration::from_secs(2));
+        assert_eq!(stage.run.world.holdings(DRIVER).grants, full, "what was kept is taken back by and by");
+        let model = Model::of(stage.disk().borrow().bytes());
+        let guest = stage.guest(Vbd::new(DRIVER, GUEST, "aio:/dev/xvda"), &model);
+        stage.attach(&guest);
+        stage.verify(&guest);
+        stage.detach(&guest);
+        stage.assert_clean();
+    });
+}
+
+#[test]
+fn memory_that_is_short_refuses_a_disk_or_one_request() {
+    seeds(0..10, |seed| {
+        let mut stage = Stage::bare(seed);
+        let good = stage.on_ram(DomId(6), 4096);
+        good.front.borrow_mut().options = Options { indirect: 256, errors: true, ..Options::default() };
+        stage.attach(&good);
+        // The disk itself, or what must be free beside it.
+        stage.run.world.faults().allow(Fault::Memory, 1, 1 + seed % 2);
+        let bad = stage.on_ram(GUEST, 1024);
+        let attached = stage.run.attach(&bad.vbd);
+        if stage.run.world.faults().injected(Fault::Memory) == 1 {
+            let told = stage.run.store.list(&format!("/local/domain/{}/error", DRIVER.0));
+            assert!(told.iter().any(|line| line.contains("more than this domain can spare")), "{told:#?}");
+        } else {
+            assert_eq!(attached, Ok(()));
+        }
+        assert_eq!(stage.run.destroy(GUEST), Ok(()), "{}", stage.run.scene());
+        // The page of descriptors of the first indirect request.
+        stage.run.world.faults().allow(Fault::Memory, 1, 1);
+        for sector in [0, 1000] {
+            good.front.borrow_mut().ask(Io::Read { sector, sectors: 512 });
+            stage.run.at_rest(&good.front);
+        }
+        let tally = good.front.borrow().tally;
+        assert_eq!((tally.errors, tally.reads), (1, 1), "{tally:?}");
+        stage.detach(&good);
+        assert_eq!(stage.run.world.holdings(DRIVER).mappings, 0);
+    });
+}
+
+#[test]
+fn rings_that_are_full_delay_and_lose_nothing() {
+    seeds(0..10, |seed| {
+        marks::take();
+        let mut stage = Stage::with_lower(seed, 4096);
+        let guest = stage.on_lower(GUEST);
+        guest.front.borrow_mut().options = Options { order: 0, indirect: 0, ..Options::default() };
+        stage.attach(&guest);
+        stage.back().borrow_mut().options.latency = Duration::from_millis(5);
+        guest.front.borrow_mut().work(Workload { depth: 200, sectors_max: 8, ..Workload::mixed(600) });
+        stage.run.at_rest(&guest.front);
+        assert!(marks::take().contains_key("frontend ring full"));
+        stage.verify(&guest);
+        stage.detach(&guest);
+        stage.assert_clean();
+    });
+}
+
+#[test]
+fn a_lower_ring_that_is_full_makes_requests_wait() {
+    seeds(0..10, |seed| {
+        let mut run = Run::new(seed);
+        let disk = Disk::random(4096, &mut run.random);
+        let back = run.lower(XVDA, &disk);
+        back.borrow_mut().options = sim::blkback::Options { order: 0, ..Default::default() };
+        let mut stage = Stage::boot(run);
+        let guest = stage.guest(Vbd::new(DRIVER, GUEST, "aio:/dev/xvda"), &Model::of(disk.borrow().bytes()));
+        guest.front.borrow_mut().options = Options { order: 4, ..Options::default() };
+        stage.attach(&guest);
+        back.borrow_mut().options.latency = Duration::from_millis(5);
+        marks::take();
+        guest.front.borrow_mut().work(Workload { depth: 400, sectors_max: 8, ..Workload::mixed(800) });
+        stage.run.at_rest(&guest.front);
+        assert!(marks::take().contains_key("lower ring full"));
+        stage.verify(&guest);
+        stage.detach(&guest);
+        stage.assert_clean();
+    });
+}
+
+#[test]
+fn a_lower_disk_that_fails_tears_and_is_slow() {
+    for fault in [Fault::Disk, Fault::DiskTorn, Fault::DiskSlow] {
+        seeds(0..10, |seed| {
+            let mut stage = Stage::with_lower(seed, 4096);
+            let guest = stage.on_lower(GUEST);
+            guest.front.borrow_mut().options.errors = true;
+            stage.attach(&guest);
+            stage.run.world.faults().allow(fault, 10, 5);
+            guest.front.borrow_mut().work(Workload::mixed(200));
+            stage.run.at_rest(&guest.front);
+            assert!(stage.run.world.faults().injected(fault) > 0);
+            let tally = guest.front.borrow().tally;
+            let told = tally.errors + tally.unsupported;
+            assert!(
+                if fault == Fault::DiskSlow { told == 0 } else { (1..=10).contains(&told) },
+                "{fault:?}: {tally:?}"
+            );
+            stage.verify(&guest);
+            stage.detach(&guest);
+            stage.assert_clean();
+        });
+    }
+}
+
+/// What xenstored may do at any time without doing anything wrong is not seen by anybody.
+#[test]
+fn a_slow_xenstored_and_events_that_come_twice() {
+    for fault in [Fault::StoreSlow, Fault::EventTwice] {
+        seeds(0..10, |seed| {
+            let mut stage = Stage::with_lower(seed, 1024);
+            let guest = stage.on_lower(GUEST);
+            for round in 1..4 {
+                stage.run.world.faults().allow(fault, 40, 3);
+                stage.attach(&guest);
+                guest.front.borrow_mut().work(Workload::mixed(20));
+                stage.run.at_rest(&guest.front);
+                stage.detach(&guest);
+                assert!(stage.run.world.faults().injected(fault) >= round, "{fault:?}");
+            }
+            stage.run.world.faults().end();
+            stage.assert_clean();
+        });
+    }
 }

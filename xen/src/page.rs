@@ -115,9 +115,26 @@ pub struct Run(Arc<Vec<Page>>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoMemory;
 
+/// Says whether that many pages are refused to this line of code.
+#[cfg(feature = "scarce")]
+pub type Scarce = fn(usize, &'static core::panic::Location<'static>) -> bool;
+
+/// Asked before any pages are allocated: how a simulation makes memory short for the product and for nobody else.
+#[cfg(feature = "scarce")]
+pub static SCARCE: spin::Once<Scarce> = spin::Once::new();
+
 impl Run {
     /// Allocates `pages` zeroed pages.
+    #[cfg_attr(feature = "scarce", track_caller)]
     pub fn new(pages: usize) -> Result<Self, NoMemory> {
+        #[cfg(feature = "scarce")]
+        {
+            // A closure would be its own caller.
+            let by = core::panic::Location::caller();
+            if SCARCE.get().is_some_and(|refuses| refuses(pages, by)) {
+                return Err(NoMemory);
+            }
+        }
         let mut run = Vec::new();
         run.try_reserve_exact(pages).map_err(|_| NoMemory)?;
         run.extend((0..pages).map(|_| Page::zeroed()));
@@ -145,6 +162,7 @@ pub struct PageRef {
 
 impl PageRef {
     /// Allocates one page on its own.
+    #[cfg_attr(feature = "scarce", track_caller)]
     pub fn alone() -> Result<Self, NoMemory> {
         Ok(Run::new(1)?.page(0))
     }

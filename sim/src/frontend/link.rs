@@ -10,6 +10,7 @@ use crate::blkif::{
     Body, FrontRing, Layout, Request, Response, SECTOR, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Segment, status,
 };
 use crate::frontend::workload::Io;
+use crate::marks;
 use crate::random::Random;
 use crate::world::World;
 
@@ -85,6 +86,9 @@ impl Link {
 
     /// Whether there is a slot beyond those of `batch`, and nothing under way that this one would race with.
     pub fn fits(&self, io: &Io, batch: &[Io]) -> bool {
+        if self.ring.free() == 0 {
+            marks::hit("frontend ring full");
+        }
         let mut others = self.flights.values().map(|flight| &flight.io).chain(batch);
         self.ring.free() as usize > batch.len() && others.all(|other| other.independent(io))
     }

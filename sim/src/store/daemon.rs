@@ -164,10 +164,20 @@ impl Daemon {
     /// A request from a ring: its answer is queued among the events, before or after those that it caused.
     pub(crate) fn queue(&mut self, peer: u32, kind: u32, request: u32, transaction: u32, payload: &[u8]) {
         let first = self.peers[&peer].out.len();
-        let answer = self.request(peer, kind, transaction, payload);
+        let struck = if kind == kind::UNWATCH { None } else { self.world.faults().strikes(Fault::Store) };
+        let answer = match struck {
+            Some(verdict) => {
+                // Whatever became of its end, a transaction is over then.
+                if kind == kind::TRANSACTION_END {
+                    self.peers.get_mut(&peer).expect("just spoke").transactions.remove(&transaction);
+                }
+                Err(verdict.word().to_string())
+            }
+            None => self.request(peer, kind, transaction, payload).map_err(|errno| format!("{errno:?}")),
+        };
         let (kind, payload) = match answer {
             Ok(payload) => (kind, payload),
-            Err(errno) => (kind::ERROR, format!("{errno:?}\0").into_bytes()),
+            Err(word) => (kind::ERROR, format!("{word}\0").into_bytes()),
         };
         let reply = Out::Reply { kind, request, transaction, payload };
         // A watch is acknowledged before it fires for the first time; for the rest both orders are seen.
@@ -289,7 +299,7 @@ impl Daemon {
         if !commit {
             return Ok(b"OK\0".to_vec());
         }
-        if who != DOM0 && self.world.faults().strikes(Fault::Conflict) {
+        if who != DOM0 && self.world.faults().strikes(Fault::Conflict).is_some() {
             return Err(Errno::EAGAIN);
         }
         let generation = |tree: &Tree, at: &str| tree.get(at).map(|node| node.generation);
@@ -349,8 +359,12 @@ impl Daemon {
                     }
                     let path = spell(&change.path, watch.home.as_deref());
                     let event = Out::Event { path, token: watch.token.clone() };
+                    let twice = peer.domain != DOM0 && self.world.faults().strikes(Fault::EventTwice).is_some();
+                    if twice {
+                        peer.out.push_back(event.clone());
+                    }
                     // xenstored may merge what was not sent yet, and may not.
-                    if !peer.out.contains(&event) || self.random.one_in(2) {
+                    if !peer.out.contains(&event) || twice || self.random.one_in(2) {
                         peer.out.push_back(event);
                     }
                 }

@@ -9,6 +9,7 @@ use protocol::mem::Memory;
 use xen::page::PageRef;
 use xen::port::{DomId, Port};
 
+use crate::fault::Fault;
 use crate::random::Random;
 use crate::store::daemon::{Daemon, Out, PAYLOAD_BYTES_MAX, kind};
 use crate::world::{DOM0, World};
@@ -31,7 +32,12 @@ pub(crate) struct Connection {
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
     awake: bool,
+    /// Turns that xenstored spends elsewhere.
+    away: u64,
 }
+
+/// The most turns that xenstored is away at a time.
+const AWAY_MAX: u64 = 2000;
 
 impl Connection {
     pub fn new(domain: DomId, client: u32, page: PageRef, port: Port, mut random: Random) -> Self {
@@ -41,7 +47,17 @@ impl Connection {
             page.store(cons, start);
             page.store(prod, start);
         }
-        Connection { domain, port, client, page, random, incoming: Vec::new(), outgoing: Vec::new(), awake: true }
+        Connection {
+            domain,
+            port,
+            client,
+            page,
+            random,
+            incoming: Vec::new(),
+            outgoing: Vec::new(),
+            awake: true,
+            away: 0,
+        }
     }
 
     /// Moves some bytes each way. Returns whether it moved any.
@@ -49,6 +65,14 @@ impl Connection {
         self.awake |= world.take_event(DOM0, self.port);
         if !self.awake && !daemon.borrow().has_output(self.client) {
             return false;
+        }
+        if self.away == 0 && self.domain != DOM0 && world.faults().strikes(Fault::StoreSlow).is_some() {
+            self.away = world.faults().below(AWAY_MAX);
+        }
+        if self.away > 0 {
+            self.away -= 1;
+            self.awake = true;
+            return true;
         }
         let mut busy = false;
         if !daemon.borrow().stalled(self.client) {
