@@ -11,6 +11,8 @@
 //! - [`xenstore`]: the store's wire format and its ring page
 //! - [`gpt`]: GUID partition tables
 //! - [`number`]: decimal numbers of store nodes
+//! - [`tapdisk`]: the toolstack's messages in both dialects, and a stream's bytes to whole requests
+//! - [`errno`]: the error numbers in them
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -18,9 +20,11 @@
 extern crate std;
 
 pub mod blkif;
+pub mod errno;
 pub mod gpt;
 pub mod mem;
 pub mod number;
 pub mod ring;
+pub mod tapdisk;
 pub mod xenbus;
 pub mod xenstore;
