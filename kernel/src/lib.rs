@@ -123,6 +123,11 @@ impl<X: Xen> Tapdom<X> {
         self.turn_with(&mut |_| 0)
     }
 
+    /// What its tasks share.
+    pub fn shared(&self) -> &Rc<Shared<X>> {
+        &self.0
+    }
+
     /// What we hold of the hypervisor.
     pub fn held(&self) -> &xen::domain::Held {
         &self.0.domain.held

@@ -5,17 +5,19 @@
 //! is a slot for it and, by the ring's own count, a place for its answer; waiting is *not taking*.
 
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use core::cell::Cell;
+use core::fmt;
 use core::future::poll_fn;
 use core::task::{Context, Poll};
 
 use protocol::blkif::{self, Body, Layout, REQUEST_BYTES, Request};
-use protocol::ring::{Back, Overrun};
+use protocol::ring::{Back, Overrun, Shape};
 use xen::domain::Domain;
 use xen::event::Channel;
 use xen::grant::Mapped;
 use xen::limits::{REQUESTS_PER_TURN, REQUESTS_PER_VBD, SEGMENTS_INDIRECT};
-use xen::port::{DomId, Xen};
+use xen::port::{Access, DomId, Foreign, GrantRef, Port, Refused, Xen};
 use xen::sync::{Signal, Slots};
 
 use crate::request::{Answer, Desk};
@@ -63,6 +65,47 @@ pub struct Ring<X: Xen> {
     pub channel: Channel<X>,
     /// How requests are laid out.
     pub layout: Layout,
+}
+
+/// Why a ring could not be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRing {
+    /// A page of it cannot be mapped.
+    Map(Refused),
+    /// Its index is more than a ring ahead from the start.
+    Overrun,
+    /// Its event channel cannot be bound.
+    Bind(Refused),
+}
+
+impl fmt::Display for NoRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoRing::Map(refused) => write!(f, "ring-ref cannot be mapped: {refused:?}"),
+            NoRing::Overrun => f.write_str("ring is overrun from the start"),
+            NoRing::Bind(refused) => write!(f, "event-channel cannot be bound: {refused:?}"),
+        }
+    }
+}
+
+impl<X: Xen> Ring<X> {
+    /// Maps the pages that a frontend granted for its ring, in order, and binds its port. A power of two of pages, as
+    /// many as were offered at most.
+    pub fn take(
+        domain: &Rc<Domain<X>>,
+        guest: DomId,
+        grants: &[u32],
+        port: u32,
+        layout: Layout,
+    ) -> Result<Self, NoRing> {
+        let foreign = |grant: &u32| Foreign { domain: guest, grant: GrantRef(*grant), access: Access::ReadWrite };
+        let pages: Vec<_> = grants.iter().map(foreign).collect();
+        let memory = Mapped::new(domain, &pages).map_err(NoRing::Map)?;
+        let shape = Shape::new(pages.len(), layout.entry_bytes());
+        let back = Back::attach(memory, shape).map_err(|_| NoRing::Overrun)?;
+        let channel = Channel::bind(domain, guest, Port(port)).map_err(NoRing::Bind)?;
+        Ok(Ring { back, channel, layout })
+    }
 }
 
 /// A request that must be alone: WRITE_BARRIER.

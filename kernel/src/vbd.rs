@@ -17,13 +17,10 @@ use drivers::target::{OpenError, Quoted, errno};
 use log::Level;
 use protocol::blkif::{INFO_CDROM, INFO_READONLY, Layout, keys};
 use protocol::number;
-use protocol::ring::{Back as BackRing, Shape};
 use protocol::xenbus::{Back, Do, Phase, Seen, State};
 use protocol::xenstore::{Reason, valid_path};
-use xen::event::Channel;
-use xen::grant::Mapped;
 use xen::limits::{RING_ORDER, SEGMENTS_INDIRECT};
-use xen::port::{Access, Foreign, GrantRef, Instant, Port, Xen};
+use xen::port::{Instant, Xen};
 use xen::store::{Nodes, Store, Watch};
 use xen::sync::Signal;
 use xen::trace::{self, Event};
@@ -173,8 +170,8 @@ impl<X: Xen> Vbd<X> {
             (self.queue.clone(), self.minor.as_ref().filter(|_| connected).map(|user| Rc::clone(user)));
         let mut minor_heard = minor.as_ref().map_or(0, |minor| minor.changed.rung());
         if let Some(minor) = minor.as_ref().filter(|minor| minor.state() == MinorState::Closed) {
-            let error = fatal(errno::ENODEV, format!("minor {} was closed by a message", minor.number()));
-            return self.judge(Err(error)).await;
+            // Its ring stays for the guest to close in order; what it asks meanwhile gets errors.
+            return self.give_up(OpenError::new(errno::ENODEV, format!("minor {} was closed", minor.number()))).await;
         }
         let stack = minor.as_ref().and_then(|minor| minor.stack());
         let mut heard = stack.as_ref().map_or(0, |stack| stack.changes());
@@ -249,8 +246,13 @@ impl<X: Xen> Vbd<X> {
     }
 
     async fn refuse(&mut self, error: OpenError) -> Result<(), Reason> {
-        self.note(Event::Refused);
         self.let_go().await;
+        self.give_up(error).await
+    }
+
+    /// Says that the disk cannot be served any more, and why.
+    async fn give_up(&mut self, error: OpenError) -> Result<(), Reason> {
+        self.note(Event::Refused);
         self.say_log(Level::Error, format_args!("{error}"));
         self.shared.errors.tell(&self.shared.store, self.key, &error).await;
         let closing = self.back.phase() == Phase::Connected;
@@ -382,18 +384,12 @@ impl<X: Xen> Vbd<X> {
         if refs == [None] {
             refs = alloc::vec![self.front_number(keys::RING_REF).await?];
         }
-        let (domain, guest) = (&self.shared.domain, self.key.domain);
-        let foreign = |grant| Foreign { domain: guest, grant: GrantRef(grant), access: Access::ReadWrite };
-        let pages: Option<Vec<_>> = refs.into_iter().map(|r| r.map(foreign)).collect();
-        let pages = pages.ok_or_else(|| refused("ring-ref is missing or no number"))?;
-        let memory =
-            Mapped::new(domain, &pages).map_err(|no| refused(&format!("ring-ref cannot be mapped: {no:?}")))?;
-        let shape = Shape::new(pages.len(), layout.entry_bytes());
-        let back = BackRing::attach(memory, shape).map_err(|_| refused("ring is overrun from the start"))?;
-        let channel = Channel::bind(domain, guest, Port(port))
-            .map_err(|no| refused(&format!("event-channel cannot be bound: {no:?}")))?;
-        self.note(Event::Connected(pages.len() as u32));
-        Ok(Ring { back, channel, layout })
+        let grants: Option<Vec<_>> = refs.into_iter().collect();
+        let grants = grants.ok_or_else(|| refused("ring-ref is missing or no number"))?;
+        let ring = Ring::take(&self.shared.domain, self.key.domain, &grants, port, layout);
+        let ring = ring.map_err(|no| refused(&format!("{no}")))?;
+        self.note(Event::Connected(grants.len() as u32));
+        Ok(ring)
     }
 
     async fn front_text(&self, key: &str) -> Result<Option<String>, Trouble> {

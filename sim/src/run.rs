@@ -335,9 +335,19 @@ impl Run {
         assert!(there, "the frontend stays in {:?}:\n{}", front.borrow().phase(), self.scene());
     }
 
+    /// Gives the domain under test a turn, for what a test put into it from outside.
+    pub fn nudge(&mut self) {
+        self.busy = true;
+    }
+
     /// Waits until the frontend has all its answers.
     pub fn at_rest(&mut self, front: &SharedFrontend) {
-        let there = self.until(Duration::from_secs(120), |_| front.borrow().at_rest());
+        self.at_rest_within(front, Duration::from_secs(120));
+    }
+
+    /// As [`at_rest`](Run::at_rest), for what takes longer.
+    pub fn at_rest_within(&mut self, front: &SharedFrontend, limit: Duration) {
+        let there = self.until(limit, |_| front.borrow().at_rest());
         let front = front.borrow();
         assert!(there, "{} unanswered in {:?}:\n{}", front.in_flight(), front.phase(), self.scene());
     }

@@ -209,6 +209,12 @@ impl Frontend {
         self.world.stir();
     }
 
+    /// Asks for nothing more.
+    pub fn stop(&mut self) {
+        self.workload = None;
+        self.wanted.clear();
+    }
+
     /// Asks for the whole disk, to compare it with the model.
     pub fn read_all(&mut self) {
         let sectors = self.offer.sectors;

@@ -1,0 +1,158 @@
+//! Images held, exchanged and closed under the rings that are served from them.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use drivers::target::{OpenError, errno};
+use kernel::Shared;
+use kernel::minor::{By, State};
+use sim::frontend::{Phase, Workload};
+use sim::handle::SimXen;
+use sim::run::seeds;
+use sim::stage::{GUEST, Guest, Stage};
+use sim::toolstack::Vbd;
+use xen::port::DomId;
+
+type Domain = Rc<Shared<SimXen>>;
+
+/// Runs `body` as a task of the domain under test, to its end.
+fn inside<T: 'static>(stage: &mut Stage, body: impl AsyncFnOnce(Domain) -> T + 'static) -> T {
+    let (domain, result) = (stage.run.tapdom().expect("it runs").shared().clone(), Rc::new(RefCell::new(None)));
+    let (shared, put) = (domain.clone(), result.clone());
+    domain.domain.exec.spawn(async move {
+        let came = body(shared).await;
+        *put.borrow_mut() = Some(came);
+    });
+    stage.run.nudge();
+    let done = stage.run.until(Duration::from_secs(60), |_| result.borrow().is_some());
+    assert!(done, "it does not end:\n{}", stage.run.scene());
+    result.take().expect("just seen")
+}
+
+/// The minor that a guest's directory has.
+fn number_of(stage: &Stage) -> u16 {
+    let minors = stage.run.tapdom().expect("it runs").shared().minors.all();
+    minors.iter().find(|minor| matches!(minor.by(), By::Directory(_))).expect("a disk is attached").number()
+}
+
+fn pause(stage: &mut Stage, number: u16) -> bool {
+    inside(stage, async move |shared| shared.minors.get(number).expect("attached").pause().await)
+}
+
+fn resume(stage: &mut Stage, number: u16, name: Option<&'static str>) -> Result<(), OpenError> {
+    inside(stage, async move |shared| shared.minors.get(number).expect("attached").resume(&shared.lowers, name).await)
+}
+
+fn loaded(stage: &mut Stage, guest: &Guest) {
+    stage.attach(guest);
+    guest.front.borrow_mut().work(Workload::mixed(1_500));
+    let front = guest.front.clone();
+    assert!(stage.run.until(Duration::from_secs(20), |_| front.borrow().tally.writes > 20));
+}
+
+fn answered(guest: &Guest) -> u32 {
+    let tally = guest.front.borrow().tally;
+    tally.reads + tally.writes + tally.flushes + tally.discards
+}
+
+#[test]
+fn a_paused_disk_answers_nothing_and_touches_no_store_and_goes_on() {
+    seeds(0..20, |seed| {
+        let mut stage = Stage::with_lower(seed, 2048);
+        let guest = if seed % 2 == 0 { stage.on_lower(GUEST) } else { stage.on_ram(GUEST, 2048) };
+        loaded(&mut stage, &guest);
+        let number = number_of(&stage);
+        assert!(pause(&mut stage, number));
+        let (before, served) = (answered(&guest), stage.back().borrow().served);
+        stage.run.rest(Duration::from_secs(3));
+        let in_flight = guest.front.borrow().in_flight();
+        // What was answered before the pause may be noticed after it.
+        let late = answered(&guest) - before;
+        stage.run.rest(Duration::from_secs(3));
+        assert_eq!(answered(&guest), before + late, "a held disk answered");
+        assert_eq!(stage.back().borrow().served, served, "the store was touched");
+        assert!(in_flight > 0, "the guest goes on asking");
+        // Pausing what is paused changes nothing.
+        assert!(pause(&mut stage, number));
+        assert_eq!(resume(&mut stage, number, None), Ok(()));
+        stage.run.at_rest_within(&guest.front, Duration::from_secs(2000));
+        stage.verify(&guest);
+        stage.detach(&guest);
+        stage.assert_clean();
+        assert!(stage.run.tapdom().unwrap().shared().minors.all().is_empty());
+    });
+}
+
+#[test]
+fn another_image_of_the_same_size_takes_its_place_under_load() {
+    seeds(0..10, |seed| {
+        let mut stage = Stage::with_lower(seed, 2048);
+        let guest = stage.on_lower(GUEST);
+        loaded(&mut stage, &guest);
+        let number = number_of(&stage);
+        assert!(pause(&mut stage, number));
+        let refused = resume(&mut stage, number, Some("ram:512K")).unwrap_err();
+        assert_eq!(refused.errno, errno::EMEDIUMTYPE, "{refused}");
+        let state = |stage: &Stage| stage.run.tapdom().unwrap().shared().minors.get(number).unwrap().state();
+        assert_eq!(state(&stage), State::ResumeFailed);
+        // From here on it is another disk.
+        stage.run.rest(Duration::from_millis(10));
+        guest.model.borrow_mut().doubt(0, 2048);
+        assert_eq!(resume(&mut stage, number, Some("ram:1M")), Ok(()));
+        guest.front.borrow_mut().stop();
+        stage.run.at_rest(&guest.front);
+        guest.front.borrow_mut().work(Workload::mixed(200));
+        stage.run.at_rest(&guest.front);
+        stage.verify(&guest);
+        stage.detach(&guest);
+        stage.assert_clean();
+    });
+}
+
+#[test]
+fn a_disk_closed_under_load_drains_and_its_guest_is_told() {
+    seeds(0..20, |seed| {
+        let mut stage = Stage::with_lower(seed, 2048);
+        let guest = stage.on_lower(GUEST);
+        guest.front.borrow_mut().options.errors = true;
+        loaded(&mut stage, &guest);
+        let number = number_of(&stage);
+        inside(&mut stage, async move |shared| shared.minors.get(number).expect("attached").close(false).await);
+        let front = guest.front.clone();
+        let away = |front: &sim::run::SharedFrontend| front.borrow().phase() != Phase::Connected;
+        assert!(stage.run.until(Duration::from_secs(5), |_| away(&front)), "{}", stage.run.scene());
+        stage.detach(&guest);
+        stage.attach(&guest);
+        stage.verify(&guest);
+        stage.detach(&guest);
+        // The text of the error stays in xenstore, all else is gone.
+        let tapdom = stage.run.tapdom().unwrap();
+        assert!(tapdom.shared().minors.all().is_empty());
+        let held = tapdom.held();
+        assert_eq!((held.pages.get(), held.mappings.get(), held.nodes.get()), (0, 0, 0));
+    });
+}
+
+#[test]
+fn a_minor_that_a_message_made_is_attached_by_its_number() {
+    seeds(0..10, |seed| {
+        let mut stage = Stage::bare(seed);
+        let opened = inside(&mut stage, async move |shared| {
+            let minor = shared.minors.attach(Some(7), By::Message).unwrap();
+            minor.open(&shared.lowers, "ram:1M", false).await
+        });
+        assert_eq!(opened, Ok(()));
+        let model = sim::disk::Model::zeroes(2048);
+        let guest = stage.guest(Vbd::new(sim::run::DRIVER, GUEST, "minor:7"), &model);
+        for _ in 0..2 {
+            stage.attach(&guest);
+            guest.front.borrow_mut().work(Workload::mixed(50));
+            stage.run.at_rest(&guest.front);
+            stage.detach(&guest);
+        }
+        stage.assert_clean();
+        let wrong = stage.guest(Vbd::new(sim::run::DRIVER, DomId(6), "minor:8"), &model);
+        assert!(stage.run.attach(&wrong.vbd).is_err());
+    });
+}
