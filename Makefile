@@ -12,7 +12,7 @@ boots := target/release/boots
 # What Debian must have installed; the parts of the boots are fetched by `boots` itself and never installed.
 packages := gcc libc6-dev binutils libxen-dev qemu-system-x86
 
-.PHONY: run test setup build lint host boots size clean
+.PHONY: run test setup build lint host boots fuzz size clean
 
 run: build
 	$(boots) run $(run_flags)
@@ -47,6 +47,18 @@ host:
 
 boots: build
 	$(boots) test
+
+# `make fuzz`, `make fuzz TARGET=store SECONDS=600`. What is found is a file in fuzz/artifacts; new inputs that reach new
+# code go to build/fuzz.
+TARGET := $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
+SECONDS := 20
+
+fuzz:
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	@set -e; for target in $(TARGET); do \
+		echo "== $$target"; mkdir -p build/fuzz/$$target; \
+		(cd fuzz && cargo +stable fuzz run --fuzz-dir . -s none $$target ../build/fuzz/$$target corpus/$$target -- \
+			-max_total_time=$(SECONDS) -max_len=1024 -verbosity=0 -print_final_stats=1); done
 
 size: build
 	size -A build/tapdom.debug | grep -v debug

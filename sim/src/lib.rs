@@ -14,6 +14,7 @@
 //! - [`journal`]: what the product logged, for the text of a failure
 //! - [`run`]: the scheduler that plays them against each other; [`stage`]: a run with the product booted in it
 //! - [`worlds`]: whole worlds of a seed: honest, clumsy, hostile
+//! - [`fuzz`]: targets of a fuzzer: peers that are bytes
 //! - [`marks`]: what a run has met, to be told apart from what it only might have
 #![forbid(unsafe_code)]
 
@@ -23,6 +24,7 @@ pub mod disk;
 pub mod event;
 pub mod fault;
 pub mod frontend;
+pub mod fuzz;
 pub mod grant;
 pub mod handle;
 pub mod journal;

@@ -240,7 +240,7 @@ impl Toolstack {
     pub fn attach(&mut self, disk: &Vbd) -> JobId {
         let written = self.client.together(|store| self.write(store, disk));
         written.expect("dom0 may");
-        self.disks.push(disk.clone());
+        self.enlist(disk);
         let wait = match disk.kind {
             Kind::Qdisk => Wait::Over(Ok(())),
             Kind::Vbd | Kind::Vbd3 => Wait::State(2, self.world.now() + WAIT),
@@ -252,6 +252,12 @@ impl Toolstack {
     pub fn place(&mut self, disk: &Vbd) {
         let written = self.client.together(|store| self.write(store, disk));
         written.expect("dom0 may");
+        self.enlist(disk);
+    }
+
+    /// A disk made anew after somebody else took its directory is still one disk.
+    fn enlist(&mut self, disk: &Vbd) {
+        self.disks.retain(|other| other.backend_dir() != disk.backend_dir());
         self.disks.push(disk.clone());
     }
 

@@ -311,14 +311,17 @@ impl<X: Xen> Wire<X> {
             false => Ok(payload.to_vec()),
         };
         let mut waiting = self.waiting.borrow_mut();
-        match waiting.remove(&header.request) {
-            Some(Answer::Awaited(waker)) => {
-                waiting.insert(header.request, Answer::Here(answer));
-                waker.wake();
+        match waiting.get_mut(&header.request) {
+            Some(place @ Answer::Awaited(_)) => {
+                if let Answer::Awaited(waker) = core::mem::replace(place, Answer::Here(answer)) {
+                    waker.wake();
+                }
             }
-            Some(Answer::Ignored) => {}
+            Some(Answer::Ignored) => drop(waiting.remove(&header.request)),
+            // A second answer takes nothing from the first, which its task may not have fetched yet.
             Some(Answer::Here(_)) | None => return log::warn!("xenstore: an answer nobody asked for"),
         }
+        drop(waiting);
         self.credits.put(1);
     }
 
