@@ -12,6 +12,7 @@
 //! - [`gpt`]: GUID partition tables
 //! - [`number`]: decimal numbers of store nodes
 //! - [`tapdisk`]: the toolstack's messages in both dialects, and a stream's bytes to whole requests
+//! - [`session`]: which of these messages is legal in which state of a VBD
 //! - [`errno`]: the error numbers in them
 #![no_std]
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ pub mod gpt;
 pub mod mem;
 pub mod number;
 pub mod ring;
+pub mod session;
 pub mod tapdisk;
 pub mod xenbus;
 pub mod xenstore;

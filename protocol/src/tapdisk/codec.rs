@@ -382,3 +382,189 @@ impl Writer<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message of this kind whose other bytes are all zero, with changes at offsets of the union.
+    fn bytes(dialect: Dialect, kind: Kind, changes: &[(usize, &[u8])]) -> [u8; MESSAGE_BYTES_MAX] {
+        let mut bytes = [0; MESSAGE_BYTES_MAX];
+        bytes[..2].copy_from_slice(&kind.id(dialect).unwrap().to_le_bytes());
+        bytes[2..4].copy_from_slice(&7u16.to_le_bytes());
+        for (at, change) in changes {
+            bytes[8 + at..][..change.len()].copy_from_slice(change);
+        }
+        bytes
+    }
+
+    /// What such a message says.
+    fn decoded(dialect: Dialect, kind: Kind, changes: &[(usize, &[u8])]) -> Result<(), Malformed> {
+        match Message::decode(dialect, &bytes(dialect, kind, changes)[..dialect.message_bytes()]) {
+            Ok(message) => {
+                assert_eq!((message.cookie, message.body.kind()), (7, kind));
+                Ok(())
+            }
+            Err(rejected) => {
+                assert_eq!((rejected.cookie, rejected.kind), (7, Some(kind)));
+                Err(rejected.why)
+            }
+        }
+    }
+
+    #[test]
+    fn other_lengths() {
+        for dialect in Dialect::ALL {
+            let bytes = [1; 600];
+            for length in (0..600).filter(|length| *length != dialect.message_bytes()) {
+                let rejected = Rejected { cookie: 0, kind: None, why: Malformed::Length };
+                assert_eq!(Message::decode(dialect, &bytes[..length]), Err(rejected), "{length}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_types() {
+        for (dialect, known) in [(Dialect::Rfc, 1..=30), (Dialect::Blktap, 1..=36)] {
+            for id in (0..=u16::MAX).filter(|id| !known.contains(id)) {
+                let mut bytes = [0; MESSAGE_BYTES_MAX];
+                bytes[..2].copy_from_slice(&id.to_le_bytes());
+                bytes[2..4].copy_from_slice(&[0xcd, 0xab]);
+                let rejected = Rejected { cookie: 0xabcd, kind: None, why: Malformed::Type(id) };
+                assert_eq!(Message::decode(dialect, &bytes[..dialect.message_bytes()]), Err(rejected));
+            }
+        }
+    }
+
+    #[test]
+    fn texts_that_do_not_end_or_are_none() {
+        for dialect in Dialect::ALL {
+            let secondary = if dialect == Dialect::Rfc { 272 } else { 274 };
+            let mut fields = std::vec![
+                (Kind::Open, 12, Field::Path),
+                (Kind::Open, secondary, Field::Secondary),
+                (Kind::Resume, 12, Field::Path),
+                (Kind::Resume, secondary, Field::Secondary),
+                (Kind::ListRsp, 12, Field::Path),
+                (Kind::XenblkifConnect, 48, Field::Pool),
+            ];
+            let responses = Kind::ALL.iter().filter(|kind| {
+                matches!(kind, Kind::Error | Kind::RuntimeError)
+                    || Kind::ALL.iter().any(|request| request.refusal(Dialect::Rfc) == **kind)
+            });
+            fields.extend(responses.map(|kind| (*kind, 4, Field::Message)));
+            assert_eq!(fields.len(), 15);
+            for (kind, at, field) in fields {
+                // Of a ring one must be valid besides: order 0, native.
+                let rest: (usize, &[u8]) = if kind == Kind::XenblkifConnect { (44, &[1]) } else { (0, &[]) };
+                let wrong = |fault| Err(Malformed::Field(field, fault));
+                assert_eq!(decoded(dialect, kind, &[rest, (at, &[b'a'; 255])]), Ok(()), "{kind:?}");
+                assert_eq!(decoded(dialect, kind, &[rest, (at, &[b'a'; 256])]), wrong(Fault::NoNul), "{kind:?}");
+                assert_eq!(decoded(dialect, kind, &[rest, (at, b"a\xff")]), wrong(Fault::NotUtf8), "{kind:?}");
+                assert_eq!(decoded(dialect, kind, &[rest, (at, b"a\0\xff")]), Ok(()), "{kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_none() {
+        for dialect in Dialect::ALL {
+            let out_of_range = |field| Err(Malformed::Field(field, Fault::OutOfRange));
+            for (kind, at, field, last, rest) in [
+                (Kind::XenblkifConnect, 40, Field::Order, 3, (44, [1, 0, 0, 0])),
+                (Kind::XenblkifConnect, 0, Field::Domid, 0xffff, (44, [1, 0, 0, 0])),
+                (Kind::XenblkifDisconnect, 0, Field::Domid, 0xffff, (44, [1, 0, 0, 0])),
+                (Kind::XenblkifConnect, 44, Field::Proto, 3, (40, [0; 4])),
+                (Kind::ListMinorsRsp, 0, Field::Count, 63, (4, [0; 4])),
+                (Kind::ListRsp, 0, Field::Count, i32::MAX as u32, (4, [0; 4])),
+            ] {
+                let with = |number: u32| decoded(dialect, kind, &[(rest.0, &rest.1), (at, &number.to_le_bytes())]);
+                for good in [1, last.min(2), last] {
+                    assert_eq!(with(good), Ok(()), "{field:?} {good}");
+                }
+                for wrong in [last + 1, 1 << 31, (1 << 31) + 1, u32::MAX] {
+                    assert_eq!(with(wrong), out_of_range(field), "{field:?} {wrong}");
+                }
+            }
+            for order in [31, 32, 33, 63, 64, 65, 128, 256] {
+                let changes: [(usize, &[u8]); 2] = [(44, &[1]), (40, &u32::to_le_bytes(order))];
+                assert_eq!(decoded(dialect, Kind::XenblkifConnect, &changes), out_of_range(Field::Order));
+            }
+            assert_eq!(decoded(dialect, Kind::XenblkifConnect, &[]), out_of_range(Field::Proto));
+        }
+    }
+
+    #[test]
+    fn no_parent_is_any_negative_number() {
+        for (number, expected) in [(0, Some(0)), (0x7fff_ffff, Some(0x7fff_ffff)), (1 << 31, None), (u32::MAX, None)] {
+            let bytes = bytes(Dialect::Rfc, Kind::Open, &[(268, &u32::to_le_bytes(number))]);
+            let Body::Open(params) = Message::decode(Dialect::Rfc, &bytes[..536]).unwrap().body else { panic!() };
+            assert_eq!(params.prt_devnum, expected);
+        }
+    }
+
+    #[test]
+    fn nobody_reads_what_is_no_field() {
+        for dialect in Dialect::ALL {
+            for kind in Kind::ALL.iter().filter(|kind| kind.id(dialect).is_some()) {
+                let junk = [0xee; 536];
+                let fields = matches!(
+                    kind,
+                    Kind::Open | Kind::Resume | Kind::ListRsp | Kind::ListMinorsRsp | Kind::Error | Kind::RuntimeError
+                ) || Kind::ALL.iter().any(|request| request.refusal(Dialect::Rfc) == *kind)
+                    || matches!(kind, Kind::XenblkifConnect | Kind::XenblkifDisconnect);
+                assert_eq!(decoded(dialect, *kind, &[(0, &junk)]).is_err(), fields, "{kind:?}");
+                // The padding of the header is none either.
+                let mut bytes = bytes(dialect, *kind, &[]);
+                let clean = bytes;
+                bytes[4..8].fill(0xee);
+                let bytes = &bytes[..dialect.message_bytes()];
+                let clean = &clean[..dialect.message_bytes()];
+                assert_eq!(Message::decode(dialect, bytes), Message::decode(dialect, clean), "{kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_said() {
+        let say = |dialect, body| {
+            let mut into = [0; MESSAGE_BYTES_MAX];
+            Message { cookie: 0, body }.encode(dialect, &mut into).map(|_| ())
+        };
+        for body in [XcpNg::Commit, XcpNg::CommitRsp, XcpNg::QueryCommitJob].map(Body::XcpNg) {
+            assert_eq!(say(Dialect::Rfc, body), Err(Malformed::Kind(body.kind())));
+            assert_eq!(say(Dialect::Blktap, body), Ok(()));
+        }
+        let absent = |field| Err(Malformed::Field(field, Fault::NotInDialect));
+        let timed = Body::Open(Params { req_timeout: 1, ..Params::default() });
+        assert_eq!((say(Dialect::Rfc, timed), say(Dialect::Blktap, timed)), (absent(Field::ReqTimeout), Ok(())));
+        let polled = |duration, idle_threshold| {
+            Body::XenblkifConnect(Blkif {
+                vdev: Vdev { domid: 1, devid: 2 },
+                grefs: Grefs::new(&[9]).unwrap(),
+                proto: Protocol::Native,
+                pool: Text::EMPTY,
+                port: 3,
+                poll: Poll { duration, idle_threshold },
+            })
+        };
+        for (duration, threshold, rfc) in [
+            (0, 0, Ok(())),
+            (1, 0, absent(Field::PollDuration)),
+            (1, 1, absent(Field::PollDuration)),
+            (0, 1, absent(Field::PollIdleThreshold)),
+        ] {
+            assert_eq!(say(Dialect::Rfc, polled(duration, threshold)), rfc);
+            assert_eq!(say(Dialect::Blktap, polled(duration, threshold)), Ok(()));
+        }
+        let out_of_range = |field| Err(Malformed::Field(field, Fault::OutOfRange));
+        let parent = |prt_devnum| Body::Resume(Params { prt_devnum, ..Params::default() });
+        let listed = |count| Body::ListRsp(Listed { count, ..Listed::END });
+        for dialect in Dialect::ALL {
+            assert_eq!(say(dialect, parent(Some(i32::MAX as u32))), Ok(()));
+            assert_eq!(say(dialect, parent(Some(1 << 31))), out_of_range(Field::PrtDevnum));
+            assert_eq!(say(dialect, listed(i32::MAX as u32)), Ok(()));
+            assert_eq!(say(dialect, listed(1 << 31)), out_of_range(Field::Count));
+        }
+    }
+}

@@ -134,6 +134,7 @@ impl Fault {
 mod tests {
     use std::string::ToString;
 
+    use super::super::Body;
     use super::*;
 
     #[test]
@@ -171,5 +172,18 @@ mod tests {
             let proto = text.starts_with("proto");
             assert_eq!(malformed.errno().number(), if proto { 93 } else { 22 });
         }
+    }
+
+    #[test]
+    fn answers() {
+        let why = Malformed::Field(Field::Proto, Fault::OutOfRange);
+        let reason = Text::cut("proto: out of range");
+        let response = Response { error: 93, message: reason };
+        let rejected = Rejected { cookie: 5, kind: Some(Kind::XenblkifConnect), why };
+        let own = Message { cookie: 5, body: Body::XenblkifConnectRsp(response) };
+        assert_eq!(rejected.answer(Dialect::Rfc, reason), own);
+        let error = Message { cookie: 5, body: Body::Error(response) };
+        assert_eq!(rejected.answer(Dialect::Blktap, reason), error);
+        assert_eq!(Rejected { kind: None, ..rejected }.answer(Dialect::Rfc, reason), error);
     }
 }
