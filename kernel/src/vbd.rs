@@ -430,7 +430,7 @@ impl<X: Xen> Vbd<X> {
             let own = State::parse(store.read(&node).await?);
             let on = matches!(state, Some(State::InitWait | State::Connected));
             let anew = own == State::Initialising && !self.begun;
-            if anew || own == State::Closing && on {
+            if anew || own == State::Closing && on && !self.closing_is_ours(store).await? {
                 return Ok(false);
             }
             for (key, value) in &nodes {
@@ -446,6 +446,13 @@ impl<X: Xen> Vbd<X> {
             nodes.iter().for_each(|(key, _)| self.nodes.wrote(key));
         }
         Ok(said)
+    }
+
+    /// Whether the Closing in our node is our own word and not the toolstack's: a frontend that begins anew may end it, or
+    /// we would begin with it again and again. libxl's comes with `online` 0.
+    async fn closing_is_ours(&self, store: &Store<X>) -> Result<bool, Reason> {
+        let online = store.read_if_there(&self.node(keys::ONLINE)).await?;
+        Ok(self.back.phase() == Phase::Closing && online.as_deref() == Some("1"))
     }
 
     /// Ends the queue: ring and port at once, then what is in flight.

@@ -35,6 +35,8 @@ struct Entry {
     to: DomId,
     access: Access,
     pins: u32,
+    /// The frame behind the entry is no RAM of the granter's any more: ballooned out, MMIO, another domain's page.
+    gone: bool,
 }
 
 /// One domain's grant table.
@@ -42,6 +44,8 @@ struct Entry {
 pub(crate) struct Grants {
     entries: BTreeMap<u32, Entry>,
     free: Vec<u32>,
+    /// The granter is changing the table's version: no entry stands for now.
+    switching: bool,
 }
 
 /// One page of another domain, mapped.
@@ -63,11 +67,14 @@ impl Grants {
         if grant.0 >= ENTRIES_MAX {
             return Err(status::BAD_GNTREF);
         }
+        if self.switching {
+            return Err(status::GENERAL_ERROR);
+        }
         let entry = self.entries.get_mut(&grant.0).filter(|entry| entry.to == by).ok_or(status::GENERAL_ERROR)?;
         if access == Access::ReadWrite && entry.access == Access::ReadOnly {
             return Err(status::GENERAL_ERROR);
         }
-        Ok(entry)
+        if entry.gone { Err(status::BAD_PAGE) } else { Ok(entry) }
     }
 }
 
@@ -82,7 +89,7 @@ impl World {
         if grant >= ENTRIES_MAX {
             return Err(status::NO_SPACE);
         }
-        grants.entries.insert(grant, Entry { page: page.clone(), to, access, pins: 0 });
+        grants.entries.insert(grant, Entry { page: page.clone(), to, access, pins: 0, gone: false });
         Ok(GrantRef(grant))
     }
 
@@ -98,6 +105,22 @@ impl World {
         grants.entries.remove(&grant.0);
         grants.free.push(grant.0);
         Ok(())
+    }
+
+    /// Takes the frame from behind a grant, as ballooning out does, and as it is for a grant of MMIO or of a foreign page
+    /// from the start: the entry stands, but nobody gets at the page through it.
+    pub fn spoil(&self, id: DomId, grant: GrantRef) {
+        let mut xen = self.hypervisor();
+        let grants = &mut xen.domains.get_mut(&id).expect("a dead domain balloons").grants;
+        grants.entries.get_mut(&grant.0).expect("only its owner can know the number").gone = true;
+    }
+
+    /// The domain begins, or ends, to change the version of its grant table: meanwhile none of its entries stands for
+    /// whoever asks anew.
+    pub fn switch_grants(&self, id: DomId, switching: bool) {
+        if let Some(domain) = self.hypervisor().domains.get_mut(&id) {
+            domain.grants.switching = switching;
+        }
     }
 
     /// Whether somebody has the granted page mapped.
@@ -214,6 +237,20 @@ mod tests {
         assert_eq!(world.copy(DRIVER, &whole(GrantRef(u32::MAX), &page, Way::In)), Err(status::BAD_GNTREF));
         let gone = Foreign { domain: DomId(9), grant, access: Access::ReadOnly };
         assert_eq!(world.map(DRIVER, gone).err(), Some(status::BAD_DOMAIN));
+    }
+
+    #[test]
+    fn a_frame_that_is_gone_and_a_table_that_changes_are_refused() {
+        let world = world();
+        let page = PageRef::alone().unwrap();
+        let grant = world.lend(GUEST, &page, DRIVER, Access::ReadWrite).unwrap();
+        world.switch_grants(GUEST, true);
+        assert_eq!(world.copy(DRIVER, &whole(grant, &page, Way::In)), Err(status::GENERAL_ERROR));
+        world.switch_grants(GUEST, false);
+        world.spoil(GUEST, grant);
+        assert_eq!(world.copy(DRIVER, &whole(grant, &page, Way::In)), Err(status::BAD_PAGE));
+        let what = Foreign { domain: GUEST, grant, access: Access::ReadOnly };
+        assert_eq!(world.map(DRIVER, what).err(), Some(status::BAD_PAGE));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the product logged, kept for the text of a failure. Tests run in threads of one process and the `log` facade
 //! has one logger for all, so each thread keeps its own lines.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Once;
 
@@ -14,6 +14,7 @@ type Clock = Box<dyn Fn() -> Instant>;
 thread_local! {
     static LINES: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
     static CLOCK: RefCell<Option<Clock>> = const { RefCell::new(None) };
+    static SAID: Cell<u64> = const { Cell::new(0) };
 }
 
 struct Journal;
@@ -24,6 +25,9 @@ impl log::Log for Journal {
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        if record.level() <= log::Level::Info {
+            SAID.set(SAID.get() + 1);
+        }
         let now = CLOCK.with_borrow(|clock| clock.as_ref().map_or(Instant(0), |clock| clock()));
         let line = format!("{:>9} us {} {}", now.0 / 1000, record.level(), record.args());
         LINES.with_borrow_mut(|lines| {
@@ -46,6 +50,12 @@ pub(crate) fn begin() {
         }
     });
     LINES.with_borrow_mut(VecDeque::clear);
+    SAID.set(0);
+}
+
+/// How many lines there were that the image would have put on its console: all but those for debugging.
+pub fn said() -> u64 {
+    SAID.get()
 }
 
 /// By which clock lines are dated.

@@ -11,6 +11,8 @@
 //! - [`toolstack`]: dom0's libxl: attaches, detaches, destroys
 //! - [`blkif`]: the block protocol's layouts, read from `io/blkif.h` a second time, apart from the product's reading
 //! - [`frontend`]: guests; [`blkback`]: the backend below the product; [`disk`]: what both believe about bytes
+//! - [`gpt`]: partition tables, to be found by the product
+//! - [`hostile`]: guests that break every rule
 //! - [`journal`]: what the product logged, for the text of a failure
 //! - [`run`]: the scheduler that plays them against each other; [`stage`]: a run with the product booted in it
 //! - [`worlds`]: whole worlds of a seed: honest, clumsy, hostile
@@ -25,8 +27,10 @@ pub mod event;
 pub mod fault;
 pub mod frontend;
 pub mod fuzz;
+pub mod gpt;
 pub mod grant;
 pub mod handle;
+pub mod hostile;
 pub mod journal;
 pub mod marks;
 pub mod random;

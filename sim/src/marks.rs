@@ -6,8 +6,23 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use crate::hostile::rows;
+
 /// Every row: a group, and its rows. The groups of hostile frontends follow the list in docs/hostile.md.
-pub const ROWS: &[(&str, &[&str])] = &[("faults", crate::fault::ROWS), ("full rings", RINGS)];
+pub const ROWS: &[(&str, &[&str])] = &[
+    ("faults", crate::fault::ROWS),
+    ("full rings", RINGS),
+    ("ring", rows::Ring::MARKS),
+    ("request, x86_64", rows::Ask::MARKS[0]),
+    ("request, x86_32", rows::Ask::MARKS[1]),
+    ("request, no protocol", rows::Ask::MARKS[2]),
+    ("change", rows::Change::MARKS),
+    ("grant", rows::Grant::MARKS),
+    ("key", rows::Key::MARKS),
+    ("state", rows::Step::MARKS),
+    ("pairs of states", rows::PAIRS.as_flattened()),
+    ("load", rows::Load::MARKS),
+];
 
 /// Rings that had no room for what was to go on them.
 const RINGS: &[&str] = &["frontend ring full", "lower ring full"];

@@ -1,6 +1,10 @@
 //! The only source of choice: splitmix64, ten lines that give the same numbers on every host and in every version; or
 //! bytes that a fuzzer made, as far as they go.
 
+/// In every 64 bytes that [`Random::fill_sectors`] makes, at their 16th byte: what an honest guest writes, and what its
+/// disk held before. Whoever is not to see any of that looks for this.
+pub const HONEST: [u8; 8] = *b"\xb7honest\xb7";
+
 /// A stream of numbers that its seed decides.
 #[derive(Clone, Debug)]
 pub struct Random {
@@ -82,11 +86,12 @@ impl Random {
         of[self.index(of.len())].clone()
     }
 
-    /// Fills whole sectors: no two alike, and no two pieces of one alike either.
+    /// Fills whole sectors: no two alike, and no two pieces of one alike either. All are marked as [`HONEST`].
     pub fn fill_sectors(&mut self, bytes: &mut [u8]) {
         const SECTOR: usize = 512;
         let mut pattern = [0; SECTOR];
         self.fill(&mut pattern);
+        pattern.chunks_mut(64).for_each(|piece| piece[16..24].copy_from_slice(&HONEST));
         for sector in bytes.chunks_mut(SECTOR) {
             sector.copy_from_slice(&pattern);
             self.fill(&mut sector[..16]);

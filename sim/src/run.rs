@@ -212,13 +212,18 @@ impl Run {
 
     /// One turn of one who can use it. False if nobody can, ever again.
     pub fn step(&mut self) -> bool {
+        self.step_before(Instant(u64::MAX))
+    }
+
+    /// The same, with time passing no further than to `end`.
+    fn step_before(&mut self, end: Instant) -> bool {
         let activity = self.world.activity();
         let now = self.world.now();
         let awake = self.domain.is_some()
             && (self.busy || self.world.has_events(DRIVER) || self.timer.is_some_and(|timer| timer <= now));
         let ready: Vec<usize> = (0..self.slots.len()).filter(|i| self.slots[*i].idle_at != activity).collect();
         if ready.is_empty() && !awake {
-            return self.pass();
+            return self.pass(end);
         }
         self.steps += 1;
         if self.steps > STEPS_MAX {
@@ -267,14 +272,14 @@ impl Run {
         self.timer = None;
     }
 
-    /// Lets time pass to the next timer.
-    fn pass(&mut self) -> bool {
+    /// Lets time pass to the next timer, or to `end` if that comes first.
+    fn pass(&mut self, end: Instant) -> bool {
         let now = self.world.now();
         let timers = self.slots.iter().filter_map(|slot| slot.actor.borrow().timer());
         // A timer that is due and was not taken is of one who cannot act yet.
         let Some(next) = timers.chain(self.timer).filter(|at| *at > now).min() else { return false };
         self.steps = 0;
-        self.world.set_now(next);
+        self.world.set_now(next.min(end));
         true
     }
 
@@ -293,7 +298,7 @@ impl Run {
     pub fn rest(&mut self, time: Duration) {
         let end = self.world.now() + time;
         while self.world.now() < end {
-            if !self.step() {
+            if !self.step_before(end) {
                 return self.world.set_now(end);
             }
         }

@@ -82,3 +82,25 @@ fn a_long_discard_takes_turns() {
     }
     assert_eq!(turns, 32, "16 MiB, 512 KiB at once");
 }
+
+/// A guest that had us say Closing and then began anew was never let in again: InitWait was not said over the Closing in
+/// our node, which was taken for the toolstack's, and the disk was opened again at once, for ever.
+#[test]
+fn a_guest_that_begins_anew_after_our_closing_is_let_in() {
+    for back_to in ["1", "3", "4"] {
+        let mut stage = Stage::bare(3);
+        let guest = stage.on_ram(GUEST, 1024);
+        stage.attach(&guest);
+        guest.front.borrow_mut().silent = true;
+        let (client, own) = (stage.run.store.client(GUEST), format!("{}/state", guest.vbd.frontend_dir()));
+        let theirs = format!("{}/state", guest.vbd.backend_dir());
+        client.write(&own, "5").unwrap();
+        assert!(stage.run.until(Duration::from_secs(1), |_| client.read(&theirs).as_deref() == Ok("5")));
+        client.write(&own, back_to).unwrap();
+        let turns = stage.run.turns;
+        stage.run.rest(Duration::from_secs(1));
+        let let_in = if back_to == "1" { "2" } else { "4" };
+        assert_eq!(client.read(&theirs).as_deref(), Ok(let_in), "after {back_to}\n{}", stage.run.scene());
+        assert!(stage.run.turns - turns < 1000, "{} turns", stage.run.turns - turns);
+    }
+}

@@ -1,5 +1,7 @@
 //! Whole worlds, each decided by one seed: what `make sim` plays by the thousand and a failure replays.
 
+pub mod hostile;
+
 /// Who the guests of a world are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

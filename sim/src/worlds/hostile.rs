@@ -1,0 +1,293 @@
+//! A world with hostile guests in it, beside honest ones on disks of their own and on partitions of the same disk.
+//!
+//! Whatever they do, and whatever the toolstack does with them meanwhile: the honest guests' data is right and arrives in
+//! time, none of it is ever seen elsewhere, and in the end nothing is left.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use xen::port::{DomId, Instant};
+
+use crate::blkback;
+use crate::blkif::SECTOR;
+use crate::disk::{Disk, Model, SharedDisk};
+use crate::frontend::Workload;
+use crate::gpt;
+use crate::hostile::guest::Hostile;
+use crate::hostile::pages::clean;
+use crate::hostile::rows::{Abi, Load, Step};
+use crate::journal;
+use crate::marks;
+use crate::run::{Baseline, DRIVER};
+use crate::stage::{Guest, Stage, XVDA};
+use crate::toolstack::{Kind, Vbd};
+
+/// Sectors of a partition.
+const PART: u64 = 1024;
+/// Where the first begins.
+const FIRST: u64 = 64;
+/// The honest guests' numbers begin here.
+const HONEST: u16 = 6;
+/// The hostile guests' numbers begin here.
+const HOSTILE: u16 = 20;
+/// Hostile disks in a crowd.
+const CROWD: u32 = 6;
+
+/// How long hostile guests may go on, in time of the world.
+const LONG: Duration = Duration::from_secs(600);
+/// How long an honest guest may wait for all its answers.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// What the disk below is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lower {
+    Good,
+    Slow,
+    Stuck,
+    Failing,
+    Shrinking,
+}
+
+struct Bad {
+    hostile: Rc<RefCell<Hostile>>,
+    vbd: Vbd,
+    part: Option<u64>,
+}
+
+/// One world.
+struct Scene {
+    stage: Stage,
+    clean: Baseline,
+    lower: Lower,
+    honest: Vec<Guest>,
+    bad: Vec<Bad>,
+    grace: Rc<Cell<Instant>>,
+    attaches: u64,
+}
+
+/// Plays the world of this seed.
+pub fn play(seed: u64) {
+    let mut scene = Scene::new(seed);
+    scene.begin();
+    scene.middle();
+    scene.end();
+}
+
+impl Scene {
+    fn new(seed: u64) -> Self {
+        let mut stage = Stage::with_lower(seed, FIRST + 3 * PART + 64);
+        let lower = stage.run.random.pick(&[
+            Lower::Good,
+            Lower::Good,
+            Lower::Good,
+            Lower::Slow,
+            Lower::Stuck,
+            Lower::Failing,
+            Lower::Shrinking,
+        ]);
+        let options = blkback::Options { latency: Duration::ZERO, ..stage.back().borrow().options.clone() };
+        let latency = Duration::from_millis(if lower == Lower::Slow { 30 } else { 0 });
+        stage.back().borrow_mut().options = blkback::Options { latency, ..options };
+        part_up(&stage.disk());
+        let clean = stage.run.baseline(DRIVER);
+        let grace = Rc::new(Cell::new(Instant(0)));
+        Scene { stage, clean, lower, honest: Vec::new(), bad: Vec::new(), grace, attaches: 0 }
+    }
+
+    /// Attaches all disks, the honest ones first.
+    fn begin(&mut self) {
+        let on_part = self.stage.run.random.below(3);
+        for (i, part) in [Some(1), None].into_iter().enumerate() {
+            if on_part == i as u64 {
+                continue;
+            }
+            let id = DomId(HONEST + i as u16);
+            let guest = match part {
+                Some(part) => self.honest_on(id, part),
+                None => self.stage.on_ram(id, PART),
+            };
+            guest.front.borrow_mut().options.errors = self.lower == Lower::Failing;
+            self.stage.attach(&guest);
+            self.attaches += 1;
+            self.honest.push(guest);
+        }
+        let crowd = self.stage.run.random.one_in(24);
+        let guests = if crowd { 1 } else { self.stage.run.random.between(1, 2) };
+        for i in 0..guests {
+            let id = DomId(HOSTILE + i as u16);
+            self.stage.run.toolstack.borrow_mut().create(id);
+            // Partition 1 is the honest guest's.
+            let part = Some(2 + i).filter(|_| crowd || self.stage.run.random.one_in(2));
+            for disk in 0..if crowd { CROWD } else { 1 } {
+                let part = part.filter(|_| disk == 0);
+                self.let_in(id, XVDA + 16 * disk, part, crowd, guests == 1 && !crowd);
+            }
+        }
+        if crowd {
+            marks::hit(Load::Crowd.mark());
+        }
+    }
+
+    fn honest_on(&mut self, id: DomId, part: u64) -> Guest {
+        let at = (FIRST + (part - 1) * PART) as usize * SECTOR;
+        let model = Model::of(&self.stage.disk().borrow().bytes()[at..at + PART as usize * SECTOR]);
+        self.stage.guest(Vbd::new(DRIVER, id, &format!("aio:/dev/xvda{part}")), &model)
+    }
+
+    /// A hostile disk.
+    fn let_in(&mut self, id: DomId, devid: u32, part: Option<u64>, crowd: bool, alone: bool) {
+        let run = &mut self.stage.run;
+        let random = run.random.fork();
+        let mut hostile = Hostile::new(&run.store, &run.world, random, id, devid, DRIVER);
+        hostile.options.abi = run.random.pick(&[Abi::Wide, Abi::Narrow, Abi::Unsaid]);
+        hostile.options.alone = alone;
+        hostile.options.soft = part.is_some() && self.lower == Lower::Failing;
+        hostile.options.crowd = crowd;
+        hostile.grace = self.grace.clone();
+        let deeds = if crowd { 8 } else { run.random.between(30, 90) as u32 };
+        hostile.let_loose(deeds);
+        let hostile = Rc::new(RefCell::new(hostile));
+        run.add(hostile.clone());
+        let target = part.map_or("ram:512K".into(), |part| format!("aio:/dev/xvda{part}"));
+        let kind = run.random.pick(&[Kind::Vbd, Kind::Qdisk, Kind::Vbd3]);
+        let vbd = Vbd { devid, kind, writable: !run.random.one_in(4), ..Vbd::new(DRIVER, id, &target) };
+        run.toolstack.borrow_mut().attach(&vbd);
+        self.attaches += 1;
+        self.bad.push(Bad { hostile, vbd, part });
+    }
+
+    /// All do what they do; the toolstack interferes.
+    fn middle(&mut self) {
+        for guest in &self.honest {
+            let sectors_max = self.stage.run.random.pick(&[8, 88, 256]);
+            guest.front.borrow_mut().work(Workload { depth: 8, sectors_max, ..Workload::mixed(40) });
+        }
+        let some = Duration::from_micros(self.stage.run.random.pick(&[50, 5_000, 700_000]));
+        self.stage.run.rest(some);
+        self.trouble_below();
+        if self.stage.run.random.one_in(4) {
+            self.destroy_one();
+        } else {
+            let bad: Vec<_> = self.bad.iter().map(|bad| bad.hostile.clone()).collect();
+            let over = self.stage.run.until(LONG, |_| bad.iter().all(|bad| bad.borrow().is_over()));
+            assert!(over, "{:?}\n{}", bad[0].borrow().phase(), self.stage.run.scene());
+        }
+        self.honest_are_served();
+        self.look_for_secrets();
+    }
+
+    /// The disk below misbehaves for a while.
+    fn trouble_below(&mut self) {
+        let back = self.stage.back();
+        match self.lower {
+            Lower::Good => {}
+            Lower::Slow => marks::hit(Load::SlowStore.mark()),
+            Lower::Failing => {
+                back.borrow_mut().options.failures = 12;
+                self.stage.run.rest(Duration::from_millis(200));
+                back.borrow_mut().options.failures = 0;
+                marks::hit(Load::FailingStore.mark());
+            }
+            Lower::Stuck => {
+                self.grace.set(self.stage.run.world.now() + Duration::from_secs(3));
+                back.borrow_mut().options.stuck = true;
+                self.stage.run.rest(Duration::from_secs(3));
+                back.borrow_mut().options.stuck = false;
+                self.stage.run.world.stir();
+                marks::hit(Load::StuckStore.mark());
+            }
+            Lower::Shrinking => {
+                for bad in self.bad.iter().filter(|bad| bad.part.is_some()) {
+                    bad.hostile.borrow_mut().shrunk(if bad.part == Some(3) { PART / 2 } else { PART });
+                }
+                back.borrow_mut().resize(FIRST + 2 * PART + PART / 2);
+            }
+        }
+    }
+
+    /// A hostile guest is destroyed in the middle of what it does, and its number given to an honest one.
+    fn destroy_one(&mut self) {
+        let id = DomId(HOSTILE);
+        let flying = self.bad.iter().any(|bad| bad.vbd.guest == id && bad.hostile.borrow().in_flight() > 0);
+        if self.stage.run.random.one_in(2) {
+            self.stage.run.world.destroy(id);
+        }
+        // What it leaves behind is not its to mend.
+        self.bad.iter().for_each(|bad| bad.hostile.borrow_mut().grace.set(Instant(u64::MAX)));
+        self.audit_bad();
+        let _late = self.stage.run.destroy(id);
+        assert_eq!(self.stage.run.world.life(id), None, "a zombie is left\n{}", self.stage.run.scene());
+        self.bad.retain(|bad| bad.vbd.guest != id);
+        self.grace.set(Instant(0));
+        if flying {
+            marks::hit(Step::Destroyed.mark());
+        }
+        let next = self.stage.on_ram(id, PART);
+        self.stage.attach(&next);
+        self.attaches += 1;
+        next.front.borrow_mut().work(Workload { sectors_max: 16, ..Workload::mixed(10) });
+        self.stage.run.at_rest(&next.front);
+        self.stage.verify(&next);
+        self.honest.push(next);
+        marks::hit(Step::NumberReused.mark());
+    }
+
+    fn audit_bad(&self) {
+        self.bad.iter().for_each(|bad| bad.hostile.borrow_mut().audit());
+    }
+
+    fn honest_are_served(&mut self) {
+        let fronts: Vec<_> = self.honest.iter().map(|guest| guest.front.clone()).collect();
+        let served = self.stage.run.until(BOUND, |_| fronts.iter().all(|front| front.borrow().at_rest()));
+        assert!(served, "an honest guest waits\n{}", self.stage.run.scene());
+        for guest in &self.honest {
+            self.stage.verify(guest);
+        }
+    }
+
+    /// No byte of an honest guest is in a page of a hostile one, or on its part of the disk.
+    fn look_for_secrets(&mut self) {
+        self.audit_bad();
+        let disk = self.stage.disk();
+        for part in self.bad.iter().filter_map(|bad| bad.part) {
+            let (disk, at) = (disk.borrow(), (FIRST + (part - 1) * PART) as usize * SECTOR);
+            let bytes = &disk.bytes()[at..disk.bytes().len().min(at + PART as usize * SECTOR)];
+            assert_eq!(clean(bytes), Ok(()), "partition {part} holds what an honest guest wrote");
+        }
+    }
+
+    fn end(mut self) {
+        self.grace.set(Instant(u64::MAX));
+        let mut guests: Vec<DomId> = self.bad.iter().map(|bad| bad.vbd.guest).collect();
+        guests.dedup();
+        for guest in guests {
+            let _late = self.stage.run.destroy(guest);
+            assert_eq!(self.stage.run.world.life(guest), None, "a zombie is left\n{}", self.stage.run.scene());
+        }
+        for guest in std::mem::take(&mut self.honest) {
+            self.stage.detach(&guest);
+        }
+        self.stage.run.rest(Duration::from_secs(2));
+        let errors = self.stage.run.store.list(&format!("/local/domain/{}/error", DRIVER.0));
+        let told = errors.iter().filter(|line| line.contains("/error = ")).count();
+        assert!(told <= 9, "{told} errors are kept:\n{}", errors.join("\n"));
+        let now = self.stage.run.baseline(DRIVER);
+        let left = Baseline { nodes: now.nodes - (errors.len() - 1), ..now };
+        assert_eq!(left, self.clean, "something is left\n{}", self.stage.run.scene());
+        assert_eq!(self.stage.run.tapdom().expect("it runs").held().pages.get(), 0, "pages of requests are still out");
+        // XSA-43: what guests do fills no log. A burst of 20 lines for every disk attached, then one a second.
+        let seconds = self.stage.run.world.now().0 / 1_000_000_000;
+        let most = 20 + self.attaches * (20 + seconds);
+        assert!(journal::said() <= most, "{} lines in the log, {most} are the most", journal::said());
+    }
+}
+
+/// Partitions on the disk below; what is not the first's is marked as nobody's.
+fn part_up(disk: &SharedDisk) {
+    let mut disk: std::cell::RefMut<'_, Disk> = disk.borrow_mut();
+    gpt::write(&mut disk, &[(FIRST, PART), (FIRST + PART, PART), (FIRST + 2 * PART, PART)]);
+    let nobody = b"hostile!".repeat(2 * PART as usize * SECTOR / 8);
+    disk.write(FIRST + PART, &nobody);
+    disk.flush();
+}

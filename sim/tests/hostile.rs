@@ -1,0 +1,161 @@
+//! Hostile guests, one group of docs/hostile.md after the other: what is answered, and that nobody else is hurt.
+//!
+//! What is right stands here in full, read from `io/blkif.h` and `io/ring.h`; it is the product's code that is asked, not
+//! the judge that random guests carry.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use sim::blkif::{op, status};
+use sim::frontend::Workload;
+use sim::hostile::guest::{Hostile, Phase};
+use sim::hostile::rows::{Abi, Ask};
+use sim::run::DRIVER;
+use sim::stage::{Guest, Stage, XVDA};
+use sim::toolstack::Vbd;
+use xen::port::DomId;
+
+const HOSTILE: DomId = DomId(7);
+
+/// A stage with an honest guest that works, and a hostile one that does what the test says.
+struct Scene {
+    stage: Stage,
+    honest: Guest,
+    hostile: Rc<RefCell<Hostile>>,
+    vbd: Vbd,
+}
+
+impl Scene {
+    fn new(seed: u64, abi: Abi, writable: bool) -> Self {
+        let mut stage = Stage::bare(seed);
+        let honest = stage.on_ram(DomId(6), 2048);
+        stage.attach(&honest);
+        stage.run.toolstack.borrow_mut().create(HOSTILE);
+        let random = stage.run.random.fork();
+        let mut hostile = Hostile::new(&stage.run.store, &stage.run.world, random, HOSTILE, XVDA, DRIVER);
+        hostile.options.abi = abi;
+        let hostile = Rc::new(RefCell::new(hostile));
+        stage.run.add(hostile.clone());
+        let vbd = Vbd { writable, ..Vbd::new(DRIVER, HOSTILE, "ram:1M") };
+        Scene { stage, honest, hostile, vbd }
+    }
+
+    /// The hostile guest is connected, the honest one at work.
+    fn connected(seed: u64, abi: Abi, writable: bool) -> Self {
+        let mut scene = Scene::new(seed, abi, writable);
+        assert_eq!(scene.stage.run.attach(&scene.vbd), Ok(()));
+        let hostile = scene.hostile.clone();
+        let there = scene.stage.run.until(Duration::from_secs(20), |_| hostile.borrow().is_connected());
+        assert!(there, "{}", scene.stage.run.scene());
+        scene.honest.front.borrow_mut().work(Workload { sectors_max: 16, ..Workload::mixed(30) });
+        scene
+    }
+
+    /// Sends one request of this kind and says what was answered: operation and status.
+    fn ask(&mut self, ask: Ask) -> (u8, i16, Vec<u8>) {
+        let (entry, id) = {
+            let mut hostile = self.hostile.borrow_mut();
+            let (made, entry) = hostile.with_kit(|kit| {
+                let made = kit.make(ask);
+                let entry = made.entry.clone();
+                (made, entry)
+            });
+            let (_, id) = hostile.put(made, None);
+            hostile.publish();
+            (entry, id)
+        };
+        let hostile = self.hostile.clone();
+        let heard = self.stage.run.until(Duration::from_secs(5), |_| hostile.borrow().in_flight() == 0);
+        assert!(heard, "{ask:?} is not answered");
+        let answer = hostile.borrow_mut().heard.pop().expect("just heard");
+        assert_eq!(answer.id, id);
+        (answer.op, answer.status, entry)
+    }
+
+    /// The honest guest has its answers, and what it reads is right; nothing is left of the hostile one.
+    fn end(mut self) {
+        self.stage.run.at_rest(&self.honest.front);
+        self.stage.verify(&self.honest);
+        let _late = self.stage.run.destroy(HOSTILE);
+        assert_eq!(self.stage.run.world.life(HOSTILE), None, "{}", self.stage.run.scene());
+        self.stage.detach(&self.honest);
+        let held = self.stage.run.tapdom().expect("it runs").held();
+        assert_eq!((held.pages.get(), held.mappings.get(), held.nodes.get()), (0, 0, 0));
+    }
+}
+
+/// What a request gets that is answered as `io/blkif.h` says: its status, and the operation where it is not the outer one.
+fn right(ask: Ask, entry: &[u8], writable: bool) -> (u8, i16) {
+    let (outer, inner) = (entry[0], entry[1]);
+    match ask {
+        Ask::Operation4 => (4, status::EOPNOTSUPP),
+        Ask::Operation7 => (7, status::EOPNOTSUPP),
+        Ask::Operation255 => (255, status::EOPNOTSUPP),
+        Ask::ReadNone => (op::READ, status::ERROR),
+        Ask::WriteNone => (op::WRITE, status::ERROR),
+        Ask::Segments12 | Ask::Segments255 | Ask::FirstPastLast | Ask::Last8 | Ask::LastMore => (outer, status::ERROR),
+        Ask::Indirect0 | Ask::IndirectMore | Ask::Indirect65535 | Ask::IndirectLast8 => (inner, status::ERROR),
+        Ask::Inner2 => (2, status::ERROR),
+        Ask::Inner3 => (3, status::ERROR),
+        Ask::Inner5 => (5, status::ERROR),
+        Ask::Inner6 => (6, status::ERROR),
+        Ask::Inner255 => (255, status::ERROR),
+        Ask::SectorOverflows | Ask::BytesOverflow | Ask::PastEnd | Ask::ShrunkAway => (outer, status::ERROR),
+        Ask::BarrierReadOnly => (op::BARRIER, if writable { status::OKAY } else { status::ERROR }),
+        Ask::BarrierData => (op::BARRIER, if writable { status::OKAY } else { status::ERROR }),
+        Ask::FlushReadOnly => (op::FLUSH, if writable { status::OKAY } else { status::ERROR }),
+        Ask::WriteReadOnly | Ask::IndirectReadOnly => (op::WRITE, if writable { status::OKAY } else { status::ERROR }),
+        Ask::BarrierBare => (op::BARRIER, status::OKAY),
+        Ask::Discard0 => (op::DISCARD, status::ERROR),
+        // A disk that is not to be written offers no discard.
+        Ask::DiscardMost | Ask::DiscardWraps | Ask::DiscardPastEnd => {
+            (op::DISCARD, if writable { status::ERROR } else { status::EOPNOTSUPP })
+        }
+        Ask::DiscardReadOnly | Ask::DiscardMisaligned | Ask::DiscardSecure => {
+            (op::DISCARD, if writable { status::OKAY } else { status::EOPNOTSUPP })
+        }
+        Ask::Handle | Ask::AtEnd | Ask::Misaligned => {
+            (outer, if writable || outer == op::READ { status::OKAY } else { status::ERROR })
+        }
+        Ask::Indirect1 | Ask::Indirect12 | Ask::IndirectMost => {
+            (inner, if writable || inner == op::READ { status::OKAY } else { status::ERROR })
+        }
+    }
+}
+
+#[test]
+fn every_wrong_request_is_answered_as_the_header_says() {
+    for (seed, abi) in [Abi::Wide, Abi::Narrow, Abi::Unsaid].into_iter().enumerate() {
+        for writable in [true, false] {
+            let mut scene = Scene::connected(seed as u64, abi, writable);
+            for ask in Ask::ALL.repeat(3) {
+                let (op, status, entry) = scene.ask(ask);
+                assert_eq!((op, status), right(ask, &entry, writable), "{ask:?} {abi:?} writable {writable}");
+            }
+            scene.end();
+        }
+    }
+}
+
+#[test]
+fn an_overrun_ring_is_let_go_of_and_nothing_else_happens() {
+    for (seed, jump) in [33u32, 1 << 31, u32::MAX].into_iter().enumerate() {
+        let mut scene = Scene::connected(seed as u64, Abi::Wide, true);
+        scene.hostile.borrow_mut().doom(jump);
+        let (answered, hostile) = (scene.hostile.borrow().answered, scene.hostile.clone());
+        let closed = |_: &sim::run::Run| matches!(hostile.borrow().phase(), Phase::Leaving(_));
+        assert!(scene.stage.run.until(Duration::from_secs(1), closed), "{}", scene.stage.run.scene());
+        assert_eq!(scene.stage.run.world.mapped_by(DRIVER, HOSTILE), 0, "an overrun ring is still mapped");
+        assert!(sim::journal::tells("more than a ring ahead"));
+        // It may come back, in order.
+        scene.stage.run.rest(Duration::from_secs(2));
+        assert_eq!((scene.hostile.borrow().connects, scene.hostile.borrow().answered), (2, answered));
+        scene.end();
+    }
+}
+
+#[test]
+fn anything_they_can_think_of() {
+    sim::run::seeds(0..12, sim::worlds::hostile::play);
+}
