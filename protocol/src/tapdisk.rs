@@ -13,6 +13,7 @@
 //! - `tapdisk/codec.rs`: bytes to messages and back
 //! - `tapdisk/assembler.rs`: a stream's bytes to whole requests
 //! - `tapdisk/malformed.rs`: what can be wrong with bytes
+//! - [`stats`]: the text that STATS answers
 
 mod assembler;
 mod body;
@@ -20,6 +21,7 @@ mod codec;
 mod flags;
 mod kind;
 mod malformed;
+pub mod stats;
 mod text;
 
 pub use assembler::{Arrived, Assembler, KEY_BYTES_MAX, REQUEST_BYTES_MAX, Request};
