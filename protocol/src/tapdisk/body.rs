@@ -418,6 +418,8 @@ mod tests {
                 assert_eq!(done.failure().is_some(), expected == Kind::Error);
             }
         }
+        let negative = Response { error: -5, message: Text::EMPTY };
+        assert_eq!(Message { cookie: 0, body: Body::PauseRsp(negative) }.failure(), Some(negative));
         assert_eq!(Message { cookie: 0, body: Body::Pid }.failure(), None);
         assert_eq!(Message { cookie: 0, body: Body::RuntimeError(response) }.failure(), None);
     }
