@@ -12,12 +12,12 @@ boots := target/release/boots
 # What Debian must have installed; the parts of the boots are fetched by `boots` itself and never installed.
 packages := gcc libc6-dev binutils libxen-dev qemu-system-x86
 
-.PHONY: run test setup build lint host boots fuzz size clean
+.PHONY: run test setup build lint host boots fuzz loom miri size clean
 
 run: build
 	$(boots) run $(run_flags)
 
-test: setup lint host boots
+test: setup lint host loom boots
 
 setup:
 	@command -v cargo >/dev/null && command -v rustup >/dev/null || { echo "tapdom needs Rust: install rustup first"; exit 1; }
@@ -40,6 +40,7 @@ build: setup
 lint: setup
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cd model && cargo fmt --check && cargo clippy --locked --all-targets -- -D warnings
 	RUSTFLAGS="-C force-frame-pointers=yes" cargo clippy --locked --release -p boot --target x86_64-unknown-none -- -D warnings
 
 host:
@@ -59,6 +60,16 @@ fuzz:
 		echo "== $$target"; mkdir -p build/fuzz/$$target; \
 		(cd fuzz && cargo +stable fuzz run --fuzz-dir . -s none $$target ../build/fuzz/$$target corpus/$$target -- \
 			-max_total_time=$(SECONDS) -max_len=1024 -verbosity=0 -print_final_stats=1); done
+
+# In a directory of its own: the checker's dependencies are not the product's.
+loom:
+	cd model && cargo test --locked --quiet
+
+# The lines that are unsafe and run on the host, and the tests around them, in an interpreter that knows the rules.
+miri:
+	@rustup toolchain list | grep -q ^nightly || { echo "Miri needs a nightly toolchain: rustup toolchain install nightly --profile minimal"; exit 1; }
+	@rustup component list --toolchain nightly --installed | grep -q ^miri || rustup component add --toolchain nightly miri rust-src
+	cargo +nightly miri test --locked --target-dir target/miri -p xen --lib
 
 size: build
 	size -A build/tapdom.debug | grep -v debug

@@ -11,9 +11,9 @@ use alloc::task::Wake;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::pin::Pin;
-use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 
+use crate::atomic::{AtomicBool, Mutex, Ordering};
 use crate::port::Instant;
 
 /// Runs tasks; cloning gives another handle on the same one.
@@ -33,7 +33,7 @@ struct Task {
 }
 
 #[derive(Default)]
-struct Ready(spin::Mutex<VecDeque<usize>>);
+struct Ready(Mutex<VecDeque<usize>>);
 
 struct TaskWake {
     task: usize,
@@ -78,7 +78,8 @@ impl Executor {
         let Some(id) = task else { return false };
         // The task is out of the table while it runs: it may spawn others.
         let Some(mut task) = self.0.tasks.borrow_mut().get_mut(id).and_then(Option::take) else { return true };
-        task.wake.queued.store(false, Ordering::Release);
+        // A swap, not a store: who found it still queued has said why before, and the poll must see that.
+        task.wake.queued.swap(false, Ordering::AcqRel);
         let waker = Waker::from(task.wake.clone());
         if task.future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
             self.0.tasks.borrow_mut()[id] = Some(task);

@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+mod atomic;
 pub mod domain;
 pub mod event;
 pub mod exec;

@@ -8,8 +8,9 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
 use core::pin::Pin;
-use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::{Context, Poll, Waker};
+
+use crate::atomic::{AtomicU64, Mutex, Ordering};
 
 /// A flag that one task waits for. Raised twice before it is looked at, it is seen once.
 #[derive(Default)]
@@ -188,7 +189,7 @@ pub struct Slots<F: Future> {
 
 struct Woken {
     bits: Box<[AtomicU64]>,
-    parent: spin::Mutex<Option<Waker>>,
+    parent: Mutex<Option<Waker>>,
 }
 
 struct SlotWake {
@@ -213,7 +214,7 @@ impl<F: Future> Slots<F> {
     /// At most `limit` at once.
     pub fn new(limit: usize) -> Self {
         let bits = (0..limit.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let woken = Arc::new(Woken { bits, parent: spin::Mutex::new(None) });
+        let woken = Arc::new(Woken { bits, parent: Mutex::new(None) });
         Slots { slots: Vec::new(), free: Vec::new(), limit, woken }
     }
 

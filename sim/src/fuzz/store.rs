@@ -219,7 +219,8 @@ impl Daemon {
             if self.incoming.len() < end {
                 break;
             }
-            let payload = self.incoming.drain(..end).skip(HEADER_BYTES).collect();
+            let payload: Vec<u8> = self.incoming.drain(..end).skip(HEADER_BYTES).collect();
+            assert!(!self.in_step || payload.is_ascii(), "a request that is no text");
             self.pending.push((header, payload));
         }
     }
@@ -349,10 +350,10 @@ impl Daemon {
     }
 }
 
-/// One of a request's words.
+/// One of a request's words; what is out of step may have none.
 fn word(payload: &[u8], index: usize) -> String {
-    let word = payload.split(|byte| *byte == 0).nth(index).expect("a request has its words");
-    String::from_utf8(word.to_vec()).expect("our words are text")
+    let word = payload.split(|byte| *byte == 0).nth(index).unwrap_or_default();
+    String::from_utf8_lossy(word).into_owned()
 }
 
 fn path(payload: &[u8]) -> String {
