@@ -9,6 +9,7 @@
 //! - [`blkif`]: block requests and responses, and the names of the feature keys
 //! - [`xenbus`]: the backend's and the frontend's handshake as step functions
 //! - [`xenstore`]: the store's wire format and its ring page
+//! - [`vchan`]: byte streams between two domains
 //! - [`gpt`]: GUID partition tables
 //! - [`number`]: decimal numbers of store nodes
 //! - [`tapdisk`]: the toolstack's messages in both dialects, and a stream's bytes to whole requests
@@ -28,5 +29,6 @@ pub mod number;
 pub mod ring;
 pub mod session;
 pub mod tapdisk;
+pub mod vchan;
 pub mod xenbus;
 pub mod xenstore;

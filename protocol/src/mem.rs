@@ -18,6 +18,15 @@ pub trait Memory {
     fn read(&self, at: usize, into: &mut [u8]);
     /// Copies `from` in, each byte stored once, in no promised order.
     fn write(&self, at: usize, from: &[u8]);
+    /// Loads the byte at `at` in one access.
+    fn load8(&self, at: usize) -> u8;
+    /// Stores the byte at `at` in one access, and no byte beside it.
+    fn store8(&self, at: usize, value: u8);
+    /// Sets `bits` in the byte at `at` and returns what it was, in one step that no other access comes between: both
+    /// sides change such a byte, and neither may lose what the other set.
+    fn fetch_or8(&self, at: usize, bits: u8) -> u8;
+    /// Keeps only `bits` of the byte at `at`, as [`fetch_or8`](Memory::fetch_or8) does.
+    fn fetch_and8(&self, at: usize, bits: u8) -> u8;
     /// A full barrier between the accesses before it and those after it.
     fn fence(&self) {
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
@@ -36,6 +45,18 @@ impl<M: Memory + ?Sized> Memory for &M {
     }
     fn write(&self, at: usize, from: &[u8]) {
         (**self).write(at, from)
+    }
+    fn load8(&self, at: usize) -> u8 {
+        (**self).load8(at)
+    }
+    fn store8(&self, at: usize, value: u8) {
+        (**self).store8(at, value)
+    }
+    fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
+        (**self).fetch_or8(at, bits)
+    }
+    fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
+        (**self).fetch_and8(at, bits)
     }
     fn fence(&self) {
         (**self).fence()
@@ -67,6 +88,22 @@ impl<const N: usize> Memory for Flat<N> {
     }
     fn write(&self, at: usize, from: &[u8]) {
         self.0.borrow_mut()[at..at + from.len()].copy_from_slice(from);
+    }
+    fn load8(&self, at: usize) -> u8 {
+        self.0.borrow()[at]
+    }
+    fn store8(&self, at: usize, value: u8) {
+        self.0.borrow_mut()[at] = value;
+    }
+    fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
+        let byte = self.load8(at);
+        self.store8(at, byte | bits);
+        byte
+    }
+    fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
+        let byte = self.load8(at);
+        self.store8(at, byte & bits);
+        byte
     }
 }
 
@@ -126,5 +163,27 @@ impl<const N: usize> Memory for Evil<N> {
     }
     fn write(&self, at: usize, from: &[u8]) {
         self.bytes.write(at, from);
+    }
+    fn load8(&self, at: usize) -> u8 {
+        let (choice, value) = (self.next() % 8, self.next() as u8);
+        match choice {
+            0 => self.bytes.store8(at, value),
+            1 => self.bytes.store8(at, value % 4),
+            _ => {}
+        }
+        self.bytes.load8(at)
+    }
+    fn store8(&self, at: usize, value: u8) {
+        self.bytes.store8(at, value);
+    }
+    fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
+        let byte = self.load8(at);
+        self.store8(at, byte | bits);
+        byte
+    }
+    fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
+        let byte = self.load8(at);
+        self.store8(at, byte & bits);
+        byte
     }
 }

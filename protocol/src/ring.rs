@@ -322,6 +322,18 @@ mod tests {
         fn write(&self, at: usize, from: &[u8]) {
             self.flat.write(at, from)
         }
+        fn load8(&self, at: usize) -> u8 {
+            self.flat.load8(at)
+        }
+        fn store8(&self, at: usize, value: u8) {
+            self.flat.store8(at, value)
+        }
+        fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
+            self.flat.fetch_or8(at, bits)
+        }
+        fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
+            self.flat.fetch_and8(at, bits)
+        }
         fn fence(&self) {
             if let Some(act) = self.at_fence.borrow_mut().as_mut() {
                 act(self.flat)

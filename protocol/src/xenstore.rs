@@ -156,6 +156,12 @@ pub fn names(payload: &[u8]) -> impl Iterator<Item = &str> {
     parts(payload).flatten().filter(|name| valid_path(name) && !name.contains('/'))
 }
 
+/// The owner in the answer to [`Kind::GetPerms`]: the domain that the first permission names.
+pub fn owner(payload: &[u8]) -> Option<u16> {
+    let first = parts(payload).next()??;
+    crate::number::u16(first.strip_prefix(['n', 'r', 'w', 'b'])?)
+}
+
 /// A watch event: something changed at `path`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
@@ -237,6 +243,15 @@ mod tests {
         assert_eq!(read(b"51712\0queue-0\0"), ["51712", "queue-0"]);
         assert_eq!(read(b""), [""; 0]);
         assert_eq!(read(b"a\0../b\0c d\0\xff\0\0e\0"), ["a", "e"]);
+    }
+
+    #[test]
+    fn owners() {
+        assert_eq!(owner(b"n1\0r5\0"), Some(1));
+        assert_eq!(owner(b"b65535"), Some(65535));
+        for wrong in [b"".as_slice(), b"\0", b"n", b"1\0", b"x1\0", b"n65536\0", b"nn1\0", b"\xff1\0"] {
+            assert_eq!(owner(wrong), None, "{wrong:?}");
+        }
     }
 
     #[test]

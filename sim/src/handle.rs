@@ -6,8 +6,9 @@ use std::ops::Deref;
 use std::rc::Rc;
 
 use xen::page::{PAGE_BYTES, Page, PageRef};
-use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Move, Port, Refused, StillInUse, Stop, Xen};
+use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Move, Port, PortState, Refused, StillInUse, Stop, Xen};
 
+use crate::event::Channel;
 use crate::fault::Fault;
 use crate::world::World;
 
@@ -88,6 +89,14 @@ impl Xen for SimXen {
 
     fn notify(&self, port: Port) {
         assert!(self.world.notify(self.id, port), "{:?} notified {port:?}, which is not open", self.id);
+    }
+
+    fn peer(&self, port: Port) -> PortState {
+        match self.world.channel(self.id, port) {
+            Some(Channel::Interdomain { .. }) => PortState::Bound,
+            Some(Channel::Unbound { .. }) => PortState::Unbound,
+            None => PortState::Closed,
+        }
     }
 
     fn take_events(&self, each: &mut dyn FnMut(Port)) {

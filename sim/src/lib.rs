@@ -13,6 +13,7 @@
 //! - [`frontend`]: guests; [`blkback`]: the backend below the product; [`disk`]: what both believe about bytes
 //! - [`gpt`]: partition tables, to be found by the product
 //! - [`hostile`]: guests that break every rule
+//! - [`vchan`]: libxenvchan's client, read a second time too
 //! - [`journal`]: what the product logged, for the text of a failure
 //! - [`run`]: the scheduler that plays them against each other; [`stage`]: a run with the product booted in it
 //! - [`worlds`]: whole worlds of a seed: honest, clumsy, hostile
@@ -38,5 +39,6 @@ pub mod run;
 pub mod stage;
 pub mod store;
 pub mod toolstack;
+pub mod vchan;
 pub mod world;
 pub mod worlds;

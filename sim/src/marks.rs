@@ -22,6 +22,7 @@ pub const ROWS: &[(&str, &[&str])] = &[
     ("state", rows::Step::MARKS),
     ("pairs of states", rows::PAIRS.as_flattened()),
     ("load", rows::Load::MARKS),
+    ("vchan", &crate::vchan::caller::ROWS),
 ];
 
 /// Rings that had no room for what was to go on them.

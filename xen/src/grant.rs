@@ -57,6 +57,18 @@ impl<X: Xen> Memory for Mapped<X> {
     fn write(&self, at: usize, from: &[u8]) {
         self.pages.write(at, from)
     }
+    fn load8(&self, at: usize) -> u8 {
+        self.pages.load8(at)
+    }
+    fn store8(&self, at: usize, value: u8) {
+        self.pages.store8(at, value)
+    }
+    fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
+        self.pages.fetch_or8(at, bits)
+    }
+    fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
+        self.pages.fetch_and8(at, bits)
+    }
 }
 
 impl<X: Xen> Drop for Mapped<X> {
@@ -94,6 +106,11 @@ impl<X: Xen> Lent<X> {
     /// The grant's reference, as the other domain is told.
     pub fn grant(&self) -> GrantRef {
         self.grant
+    }
+
+    /// Ends the grant now, or gives it back because the other side still uses the page.
+    pub fn release(mut self) -> Result<(), Self> {
+        if self.end() { Ok(()) } else { Err(self) }
     }
 
     fn end(&mut self) -> bool {

@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`port`]: the trait [`port::Xen`], the one cut between product code and a hypervisor
 //! - [`page`]: pages that peers may write, and runs of our own
+//! - [`vchan`]: byte streams that other domains open
 #![no_std]
 
 extern crate alloc;
@@ -19,3 +20,4 @@ pub mod port;
 pub mod store;
 pub mod sync;
 pub mod trace;
+pub mod vchan;

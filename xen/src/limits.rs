@@ -27,6 +27,11 @@ pub const STORE_OUTSTANDING: usize = 16;
 pub const STORE_TRANSACTION_TRIES: usize = 32;
 /// Changed paths kept for one watcher before they fold into the watched path itself (XSA-349).
 pub const WATCH_PATHS: usize = 64;
+/// Seconds between two looks whether the other end of a vchan is still there, and before a vchan is offered again that
+/// could not be.
+pub const VCHAN_LOOK_SECONDS: u64 = 3;
+/// Pages of earlier vchans at one path that their clients still have mapped; beyond, no new client is let in.
+pub const VCHAN_PAGES_STUCK: usize = 64;
 /// Bytes of a `params` node we are willing to look at.
 pub const TARGET_BYTES: usize = 1024;
 /// Entries of the trace an epitaph shows.

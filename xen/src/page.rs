@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use protocol::mem::Memory;
 
@@ -49,6 +49,14 @@ impl Page {
         // word on our side is non-atomic but the bulk copies, which do not go through Rust's memory model.
         unsafe { AtomicU32::from_ptr(self.0.get().cast::<u8>().add(at).cast()) }
     }
+
+    fn byte(&self, at: usize) -> &AtomicU8 {
+        assert!(at < PAGE_BYTES);
+        // SAFETY: `at` is inside the page, the page lives as long as `self`, and no other access to the byte on our
+        // side is non-atomic but the bulk copies, which do not go through Rust's memory model. That a word with this
+        // byte in it is never accessed as a word meanwhile is the protocols' affair: none has a byte flag in a word.
+        unsafe { AtomicU8::from_ptr(self.0.get().cast::<u8>().add(at)) }
+    }
 }
 
 impl Memory for Page {
@@ -70,6 +78,22 @@ impl Memory for Page {
         assert!(at <= PAGE_BYTES && from.len() <= PAGE_BYTES - at);
         // SAFETY: the destination is inside the page (asserted), the source is a private borrow of the same length.
         unsafe { copy(from.as_ptr(), self.0.get().cast::<u8>().add(at), from.len()) }
+    }
+
+    fn load8(&self, at: usize) -> u8 {
+        self.byte(at).load(Ordering::Acquire)
+    }
+
+    fn store8(&self, at: usize, value: u8) {
+        self.byte(at).store(value, Ordering::Release);
+    }
+
+    fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
+        self.byte(at).fetch_or(bits, Ordering::SeqCst)
+    }
+
+    fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
+        self.byte(at).fetch_and(bits, Ordering::SeqCst)
     }
 }
 
@@ -209,6 +233,18 @@ impl<P: Deref<Target = Page>> Memory for Span<P> {
     }
     fn write(&self, at: usize, from: &[u8]) {
         self.split(at, from.len(), |page, offset, range| page.write(offset, &from[range]));
+    }
+    fn load8(&self, at: usize) -> u8 {
+        self.0[at / PAGE_BYTES].load8(at % PAGE_BYTES)
+    }
+    fn store8(&self, at: usize, value: u8) {
+        self.0[at / PAGE_BYTES].store8(at % PAGE_BYTES, value)
+    }
+    fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
+        self.0[at / PAGE_BYTES].fetch_or8(at % PAGE_BYTES, bits)
+    }
+    fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
+        self.0[at / PAGE_BYTES].fetch_and8(at % PAGE_BYTES, bits)
     }
 }
 

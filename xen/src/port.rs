@@ -49,6 +49,17 @@ impl Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StillInUse;
 
+/// What is at the other end of a port of ours (`EVTCHNOP_status`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortState {
+    /// Another domain's port.
+    Bound,
+    /// Nothing: nobody has bound it yet, or who had is gone.
+    Unbound,
+    /// There is no such port.
+    Closed,
+}
+
 /// What the receiver of a grant may do with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -122,6 +133,9 @@ pub trait Xen: 'static {
     fn close(&self, port: Port);
     /// Sends an event. To a peer that is gone it goes nowhere.
     fn notify(&self, port: Port);
+    /// What is at the other end of a port of ours. When a domain dies, its ends of all ports are closed: nothing else
+    /// tells that it is gone.
+    fn peer(&self, port: Port) -> PortState;
     /// Takes every pending event, at most one per port.
     fn take_events(&self, each: &mut dyn FnMut(Port));
 

@@ -5,6 +5,7 @@
 //! often it changed. The facts are `io/xs_wire.h` and docs/misc/xenstore.txt of Xen.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
 use alloc::rc::{Rc, Weak};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -18,7 +19,7 @@ use protocol::xenstore::{Client, HEADER_BYTES, Header, Kind, PAYLOAD_BYTES, Reas
 use crate::domain::{Domain, count};
 use crate::event::Channel;
 use crate::limits::{STORE_OUTSTANDING, STORE_TRANSACTION_TRIES, WATCH_PATHS};
-use crate::port::Xen;
+use crate::port::{DomId, Xen};
 use crate::sync::{Credits, Signal};
 
 /// A connection to xenstored, or a view of it inside one transaction. Cloning gives another handle.
@@ -81,6 +82,18 @@ impl<X: Xen> Memory for StorePage<X> {
     fn write(&self, at: usize, from: &[u8]) {
         self.0.xen.store_ring().0.write(at, from)
     }
+    fn load8(&self, at: usize) -> u8 {
+        self.0.xen.store_ring().0.load8(at)
+    }
+    fn store8(&self, at: usize, value: u8) {
+        self.0.xen.store_ring().0.store8(at, value)
+    }
+    fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
+        self.0.xen.store_ring().0.fetch_or8(at, bits)
+    }
+    fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
+        self.0.xen.store_ring().0.fetch_and8(at, bits)
+    }
 }
 
 impl<X: Xen> Store<X> {
@@ -107,6 +120,11 @@ impl<X: Xen> Store<X> {
             }
         });
         Store { wire, transaction: 0 }
+    }
+
+    /// The domain whose connection this is.
+    pub fn domain(&self) -> &Rc<Domain<X>> {
+        &self.wire.domain
     }
 
     /// The value of a node, which must be text.
@@ -139,6 +157,14 @@ impl<X: Xen> Store<X> {
     /// Removes a node and all below it.
     pub async fn remove(&self, path: &str) -> Result<(), Reason> {
         self.request(Kind::Rm, &[path, "\0"]).await.map(drop)
+    }
+
+    /// Lets another domain read the node, and nobody else but its owner. Only the owner may say so.
+    pub async fn share(&self, path: &str, with: DomId) -> Result<(), Reason> {
+        let now = self.request(Kind::GetPerms, &[path, "\0"]).await?;
+        let owner = protocol::xenstore::owner(&now).ok_or(Reason::Invalid)?;
+        let list = format!("n{owner}\0r{}\0", with.0);
+        self.request(Kind::SetPerms, &[path, "\0", &list]).await.map(drop)
     }
 
     /// Runs `body` until its transaction is not disturbed by others, and hands out what it came to. What `body` does,

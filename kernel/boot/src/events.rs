@@ -4,10 +4,11 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use boot::shared::Shared;
-use xen::port::{DomId, Instant, Port, Refused};
+use xen::port::{DomId, Instant, Port, PortState, Refused};
 use xen_sys::event_channel::{
     EVTCHNOP_alloc_unbound, EVTCHNOP_bind_interdomain, EVTCHNOP_bind_virq, EVTCHNOP_close, EVTCHNOP_send,
-    evtchn_alloc_unbound, evtchn_bind_interdomain, evtchn_bind_virq, evtchn_close, evtchn_send,
+    EVTCHNOP_status, EVTCHNSTAT_interdomain, EVTCHNSTAT_unbound, evtchn_alloc_unbound, evtchn_bind_interdomain,
+    evtchn_bind_virq, evtchn_close, evtchn_send, evtchn_status,
 };
 use xen_sys::hvm::{HVM_PARAM_CALLBACK_IRQ, HVM_PARAM_CALLBACK_TYPE_VECTOR};
 use xen_sys::vcpu::{VCPUOP_set_singleshot_timer, vcpu_set_singleshot_timer};
@@ -102,6 +103,17 @@ pub fn notify(port: Port) {
     let mut argument = evtchn_send { port: port.0 };
     // SAFETY: the operation takes this structure. A peer that is gone makes it fail, and then nobody waits for it.
     let _ = unsafe { hypercall::event_channel(EVTCHNOP_send, &mut argument) };
+}
+
+/// See `Xen::peer`.
+pub fn peer(port: Port) -> PortState {
+    let mut argument = evtchn_status { dom: DOMID_SELF, port: port.0, status: 0, vcpu: 0, u: [0; 2] };
+    // SAFETY: the operation takes this structure.
+    match unsafe { hypercall::event_channel(EVTCHNOP_status, &mut argument) } {
+        Ok(_) if argument.status == EVTCHNSTAT_interdomain => PortState::Bound,
+        Ok(_) if argument.status == EVTCHNSTAT_unbound => PortState::Unbound,
+        _ => PortState::Closed,
+    }
 }
 
 fn set_upcall() -> Result<(), Refused> {

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use xen::page::{Page, PageRef};
-use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Move, Port, Refused, StillInUse, Stop, Xen};
+use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Move, Port, PortState, Refused, StillInUse, Stop, Xen};
 use xen_sys::sched::{SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot};
 
 use crate::events::{self, Events};
@@ -37,6 +37,9 @@ impl Xen for Machine {
     }
     fn notify(&self, port: Port) {
         events::notify(port)
+    }
+    fn peer(&self, port: Port) -> PortState {
+        events::peer(port)
     }
     fn take_events(&self, each: &mut dyn FnMut(Port)) {
         self.events.take(each)

@@ -16,8 +16,17 @@ pub const EVTCHNOP_bind_virq: u64 = 1;
 pub const EVTCHNOP_close: u64 = 3;
 /// Sends an event; an [`evtchn_send`].
 pub const EVTCHNOP_send: u64 = 4;
+/// What a port is; an [`evtchn_status`].
+pub const EVTCHNOP_status: u64 = 5;
 /// Makes a port another domain may bind; an [`evtchn_alloc_unbound`].
 pub const EVTCHNOP_alloc_unbound: u64 = 6;
+
+/// Not in use.
+pub const EVTCHNSTAT_closed: u32 = 0;
+/// Waits for the other domain.
+pub const EVTCHNSTAT_unbound: u32 = 1;
+/// Bound to another domain's port.
+pub const EVTCHNSTAT_interdomain: u32 = 2;
 
 /// Argument of `EVTCHNOP_alloc_unbound`.
 #[repr(C)]
@@ -64,4 +73,19 @@ pub struct evtchn_close {
 pub struct evtchn_send {
     /// The port.
     pub port: evtchn_port_t,
+}
+
+/// Argument of `EVTCHNOP_status`.
+#[repr(C)]
+pub struct evtchn_status {
+    /// Whose port.
+    pub dom: domid_t,
+    /// The port.
+    pub port: evtchn_port_t,
+    /// Out: `EVTCHNSTAT_*`
+    pub status: u32,
+    /// Out: the vCPU it is bound to.
+    pub vcpu: u32,
+    /// Out: by status, the other end.
+    pub u: [u32; 2],
 }

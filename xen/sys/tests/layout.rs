@@ -122,7 +122,11 @@ fn claims() -> Vec<Claim> {
             EVTCHNOP_bind_virq,
             EVTCHNOP_close,
             EVTCHNOP_send,
-            EVTCHNOP_alloc_unbound
+            EVTCHNOP_status,
+            EVTCHNOP_alloc_unbound,
+            EVTCHNSTAT_closed,
+            EVTCHNSTAT_unbound,
+            EVTCHNSTAT_interdomain
         }
     );
     structure!(all, "struct evtchn_alloc_unbound", event_channel::evtchn_alloc_unbound { dom, remote_dom, port });
@@ -134,6 +138,7 @@ fn claims() -> Vec<Claim> {
     structure!(all, "struct evtchn_bind_virq", event_channel::evtchn_bind_virq { virq, vcpu, port });
     structure!(all, "struct evtchn_close", event_channel::evtchn_close { port });
     structure!(all, "struct evtchn_send", event_channel::evtchn_send { port });
+    structure!(all, "struct evtchn_status", event_channel::evtchn_status { dom, port, status, vcpu, u });
     numbers!(all, sched { SCHEDOP_shutdown, SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_crash });
     structure!(all, "struct sched_shutdown", sched::sched_shutdown { reason });
     numbers!(all, vcpu { VCPUOP_set_singleshot_timer });
