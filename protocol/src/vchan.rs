@@ -3,7 +3,9 @@
 //! The server grants one page with all indices and flags; the rings lie in it or in pages of their own. *Left* is what
 //! the client writes, *right* what the server writes.
 //!
-//!     0  left: cons, prod    8  right: cons, prod    16  orders    20  live and notify flags, a byte each    24  grants
+//! ```text
+//! 0 left: cons, prod | 8 right: cons, prod | 16 orders | 20 live and notify flags, a byte each | 24 grants
+//! ```
 //!
 //! Either side may write any of it at any moment. libxenvchan reads its own indices and the orders back from the page
 //! (XSA-86 was one of what follows); here they are private and only ever published, and a peer's index is fetched once,
