@@ -7,7 +7,9 @@ run_flags := --shell
 endif
 
 image := target/x86_64-unknown-none/release/boot
-boots := target/release/boots
+boots := build/boots
+# Static, so that it runs in any dom0: the target is named, or build scripts would be static too.
+tap_ctl := target/x86_64-unknown-linux-gnu/release/tap-ctl
 
 # What Debian must have installed; the parts of the boots are fetched by `boots` itself and never installed.
 packages := gcc libc6-dev binutils libxen-dev qemu-system-x86
@@ -32,10 +34,12 @@ setup:
 build: setup
 	RUSTFLAGS="-C force-frame-pointers=yes" cargo build --locked --release -p boot --target x86_64-unknown-none
 	cargo build --locked --release -p tools
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release -p tap-ctl --target x86_64-unknown-linux-gnu
 	mkdir -p build
 	cp $(image) build/tapdom.debug
 	strip -o build/tapdom.elf build/tapdom.debug
 	cp target/release/boots target/release/agent build/
+	strip -o build/tap-ctl $(tap_ctl)
 
 lint: setup
 	cargo fmt --check

@@ -22,4 +22,5 @@ pub mod scenarios;
 pub mod store;
 pub mod story;
 pub mod system;
+pub mod tap_ctl;
 pub mod world;

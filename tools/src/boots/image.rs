@@ -47,6 +47,8 @@ const XENSTORE: &[&str] = &["read", "write", "list", "ls", "watch", "rm", "exist
 pub struct Ours<'a> {
     /// The agent's program, built beside this one.
     pub agent: &'a Path,
+    /// The toolstack's program for the control channel, static, built beside this one.
+    pub tap_ctl: &'a Path,
     /// The domain under test, if this boot has one.
     pub domain: Option<&'a Path>,
     /// The folder with the configurations that we show to users; the boot uses those very files.
@@ -60,6 +62,8 @@ pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()
     for program in DOM0_PROGRAMS {
         tree.program(&parts.root().join(program), &format!("/{program}"))?;
     }
+    ensure!(ours.tap_ctl.exists(), "{} is not built: run `make build`", ours.tap_ctl.display());
+    tree.copy_executable(ours.tap_ctl, "/usr/bin/tap-ctl")?;
     // xl looks for its helpers below its own versioned folder, people look for xl on their path.
     for name in ["xl", "xenconsole"] {
         tree.archive.symlink(&format!("/usr/bin/{name}"), &format!("../lib/xen-4.17/bin/{name}"))?;
