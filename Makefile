@@ -73,7 +73,7 @@ loom:
 miri:
 	@rustup toolchain list | grep -q ^nightly || { echo "Miri needs a nightly toolchain: rustup toolchain install nightly --profile minimal"; exit 1; }
 	@rustup component list --toolchain nightly --installed | grep -q ^miri || rustup component add --toolchain nightly miri rust-src
-	cargo +nightly miri test --locked --target-dir target/miri -p xen --lib
+	cargo +nightly miri test --locked --target-dir target/miri -p xen --lib --tests
 
 size: build
 	size -A build/tapdom.debug | grep -v debug

@@ -3,7 +3,7 @@
 //! `protocol` takes its memory as an argument, so the ring is checked as it is. The executor and the slots are the
 //! product's own files, in a crate whose [`atomic`] is loom's: not a line of them is written for the checker.
 //!
-//! - [`memory`]: words that two sides of a ring share
+//! - [`memory`]: a page that two sides share
 //! - `tests/`: what is checked; each check also has to fail when the ordering it is about is taken away
 
 extern crate alloc;

@@ -1,13 +1,14 @@
-//! A ring's page as two processors see it: indices with the orderings that [`Memory`] promises, slots with none.
+//! A shared page as two processors see it: indices and flags with the orderings that [`Memory`] promises, payload with
+//! none.
+
+use std::collections::BTreeMap;
 
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicU32, Ordering, fence};
+use loom::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 use protocol::mem::Memory;
 
-/// Words before the slots.
-const HEAD: usize = 4;
-/// Where the slots begin, in bytes.
-const SLOTS: usize = 64;
+/// Where a ring's slots begin, in bytes.
+pub const SLOTS: usize = 64;
 
 /// An ordering that is taken away, to see that it is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,37 +21,71 @@ pub enum Without {
     Acquire,
     /// `store` releases.
     Release,
+    /// The steps on flags acquire and release.
+    Flags,
+    /// Neither those nor the full barrier.
+    FlagsAndFence,
 }
 
-/// One side's view of the words; clones share them.
+/// One side's view of the page; clones share it. Only those bytes are there that the check is about: a checker has to try
+/// all values of each, and nobody may want others.
 #[derive(Clone)]
 pub struct Words {
-    words: Arc<Vec<AtomicU32>>,
+    words: Arc<BTreeMap<usize, AtomicU32>>,
+    bytes: Arc<BTreeMap<usize, AtomicU8>>,
     without: Without,
 }
 
 impl Words {
-    /// The four indices and so many words of slots, zero.
-    pub fn new(slots: usize, without: Without) -> Self {
-        Words { words: Arc::new((0..HEAD + slots).map(|_| AtomicU32::new(0)).collect()), without }
+    /// Words and single bytes at these offsets, zero.
+    pub fn new(
+        words: impl IntoIterator<Item = usize>,
+        bytes: impl IntoIterator<Item = usize>,
+        without: Without,
+    ) -> Self {
+        Words {
+            words: Arc::new(words.into_iter().map(|at| (at, AtomicU32::new(0))).collect()),
+            bytes: Arc::new(bytes.into_iter().map(|at| (at, AtomicU8::new(0))).collect()),
+            without,
+        }
     }
 
-    /// The word at a byte offset; the words between indices and slots are not there, and nobody may want them.
+    /// A ring of so many words of slots.
+    pub fn ring(slots: usize, without: Without) -> Self {
+        let words = [0, 4, 8, 12].into_iter().chain((0..slots).map(|i| SLOTS + 4 * i));
+        Words::new(words, [], without)
+    }
+
     fn word(&self, at: usize) -> &AtomicU32 {
-        let slot = at.checked_sub(SLOTS).map(|at| HEAD + at / 4);
-        &self.words[slot.unwrap_or_else(|| if at < HEAD * 4 { at / 4 } else { panic!("byte {at} is nobody's") })]
+        self.words.get(&at).unwrap_or_else(|| panic!("word {at} is nobody's"))
+    }
+
+    fn byte(&self, at: usize) -> &AtomicU8 {
+        self.bytes.get(&at).unwrap_or_else(|| panic!("byte {at} is nobody's"))
+    }
+
+    fn load_order(&self) -> Ordering {
+        if self.without == Without::Acquire { Ordering::Relaxed } else { Ordering::Acquire }
+    }
+
+    fn store_order(&self) -> Ordering {
+        if self.without == Without::Release { Ordering::Relaxed } else { Ordering::Release }
+    }
+
+    /// A page's own are sequentially consistent, which loom does not know.
+    fn flag_order(&self) -> Ordering {
+        let relaxed = matches!(self.without, Without::Flags | Without::FlagsAndFence);
+        if relaxed { Ordering::Relaxed } else { Ordering::AcqRel }
     }
 }
 
 impl Memory for Words {
     fn load(&self, at: usize) -> u32 {
-        let acquires = self.without != Without::Acquire;
-        self.word(at).load(if acquires { Ordering::Acquire } else { Ordering::Relaxed })
+        self.word(at).load(self.load_order())
     }
 
     fn store(&self, at: usize, value: u32) {
-        let releases = self.without != Without::Release;
-        self.word(at).store(value, if releases { Ordering::Release } else { Ordering::Relaxed });
+        self.word(at).store(value, self.store_order());
     }
 
     fn read(&self, at: usize, into: &mut [u8]) {
@@ -60,16 +95,32 @@ impl Memory for Words {
     }
 
     fn write(&self, at: usize, from: &[u8]) {
-        // The head is laid out before anybody else has the page.
-        let words = from.chunks(4).take(if at == 0 { HEAD } else { usize::MAX });
-        for (i, word) in words.enumerate() {
+        // A head is laid out whole, before anybody else has the page: what nobody wants of it is not there.
+        let wanted = |at: &usize| at >= &SLOTS || self.words.contains_key(at);
+        for (at, word) in (at..).step_by(4).zip(from.chunks(4)).filter(|(at, _)| wanted(at)) {
             let word = word.try_into().expect("whole words");
-            self.word(at + 4 * i).store(u32::from_le_bytes(word), Ordering::Relaxed);
+            self.word(at).store(u32::from_le_bytes(word), Ordering::Relaxed);
         }
     }
 
+    fn load8(&self, at: usize) -> u8 {
+        self.byte(at).load(self.load_order())
+    }
+
+    fn store8(&self, at: usize, value: u8) {
+        self.byte(at).store(value, self.store_order());
+    }
+
+    fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
+        self.byte(at).fetch_or(bits, self.flag_order())
+    }
+
+    fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
+        self.byte(at).fetch_and(bits, self.flag_order())
+    }
+
     fn fence(&self) {
-        if self.without != Without::Fence {
+        if !matches!(self.without, Without::Fence | Without::FlagsAndFence) {
             fence(Ordering::SeqCst);
         }
     }

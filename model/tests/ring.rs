@@ -44,7 +44,7 @@ fn bounded(check: impl Fn() + Sync + Send + 'static) {
 /// them, so that the backend is awake, and no event is pending.
 fn requests(without: Without) {
     bounded(move || {
-        let (memory, event) = (Words::new(8, without), Event::default());
+        let (memory, event) = (Words::ring(8, without), Event::default());
         let mut front = Front::init(memory.clone(), SHAPE);
         front.put(&request(0));
         assert!(front.publish());
@@ -84,7 +84,7 @@ fn requests(without: Without) {
 /// The same the other way: a backend answers, one at a time, while the frontend takes what is there and goes to sleep.
 fn responses(without: Without) {
     bounded(move || {
-        let (memory, event) = (Words::new(8, without), Event::default());
+        let (memory, event) = (Words::ring(8, without), Event::default());
         let mut front = Front::init(memory.clone(), SHAPE);
         (0..3).for_each(|number| front.put(&request(number)));
         assert!(front.publish());
@@ -166,7 +166,7 @@ fn without_release_a_request_is_torn() {
 fn a_slot_that_is_used_again_holds_what_was_put_last() {
     bounded(|| {
         let one = shape(1);
-        let memory = Words::new(2, Without::Nothing);
+        let memory = Words::ring(2, Without::Nothing);
         let mut front = Front::init(memory.clone(), one);
         let mut back = Back::attach(memory, one).expect("a fresh ring");
         let backend = thread::spawn(move || {

@@ -96,6 +96,27 @@ fn all() -> Vec<(&'static str, Inputs)> {
             ],
         ),
         (
+            // Dialect; type (two bytes), cookie, patches, a long text, what follows.
+            "control",
+            vec![
+                ("pid", vec![0, 1, 1, 7, 0, 1, 0]),
+                ("rfc-open", vec![0, 13, 1, 7, 2, 0, 16, 8, 1, 0, 8, 1, 0]),
+                ("blktap-open-with-a-log", vec![1, 13, 1, 9, 1, 0, 5, 4, 1, 1, 0]),
+                ("every-type", (0..48).flat_map(|id| [1, id, 1, id, 0, 1, 0]).collect()),
+                ("no-end", vec![1, 13, 1, 1, 0, 0, 2, 2, 0]),
+            ],
+        ),
+        (
+            // Orders to check, orders to use, side; then deeds.
+            "vchan",
+            vec![
+                ("serves", deeds(&[10, 11, 0, 0], &[3, 3, 1, 0, 0, 2, 5, 3, 7, 3, 9, 0, 9, 1], 6)),
+                ("connects", deeds(&[12, 12, 4, 1, 0, 0, 0, 0], &[0, 0, 1, 5, 2, 8, 3, 1, 9, 1], 6)),
+                ("overrun", deeds(&[10, 10, 0, 0], &[0, 0, 6, 5, 2, 7, 2, 9, 0], 2)),
+                ("across-the-wrap", deeds(&[20, 20, 1, 1, 3, 3, 3, 3], &[7, 3, 65, 0, 1, 2, 5, 4, 0, 0, 2], 8)),
+            ],
+        ),
+        (
             // Number, size, faults, honest, entries.
             "tables",
             vec![

@@ -255,8 +255,10 @@ mod tests {
     #[test]
     fn copies_of_every_length_and_offset_touch_only_their_bytes() {
         let page = Page::zeroed();
+        // An interpreter takes its time over whole pages.
+        let lengths: &[usize] = if cfg!(miri) { &[0, 9] } else { &[0, 1, 7, 8, 9, 63, 64, 65, 96] };
         for at in [0, 1, 7, 8, 4000, 4095] {
-            for bytes in [0, 1, 7, 8, 9, 63, 64, 65, 96] {
+            for &bytes in lengths {
                 let bytes = bytes.min(PAGE_BYTES - at);
                 page.zero(0, PAGE_BYTES);
                 page.write(at, &[0xa5; 96][..bytes]);

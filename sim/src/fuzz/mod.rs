@@ -10,23 +10,29 @@
 //! - `fuzz/store.rs`: a xenstored
 //! - `fuzz/tables.rs`: a disk with a partition table
 //! - `fuzz/names.rs`: a toolstack's texts
+//! - `fuzz/control.rs`: a control channel's bytes
+//! - `fuzz/vchan.rs`: the other side of a vchan's page
 //! - `fuzz/domain.rs`: a guest and a toolstack against the whole product
 
 mod blkif;
+mod control;
 mod domain;
 mod handshake;
 mod names;
 mod ring;
 mod store;
 mod tables;
+mod vchan;
 
 pub use blkif::blkif;
+pub use control::control;
 pub use domain::domain;
 pub use handshake::{handshake, handshake_lower};
 pub use names::names;
 pub use ring::{answers, requests};
 pub use store::store;
 pub use tables::tables;
+pub use vchan::vchan;
 
 /// One target.
 pub struct Target {
@@ -48,5 +54,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "store", run: store, replay: (2000, 512) },
     Target { name: "tables", run: tables, replay: (2000, 1024) },
     Target { name: "names", run: names, replay: (20000, 96) },
+    Target { name: "control", run: control, replay: (1500, 256) },
+    Target { name: "vchan", run: vchan, replay: (4000, 256) },
     Target { name: "domain", run: domain, replay: (60, 256) },
 ];
