@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use protocol::blkif::{self, Body, Layout};
 use protocol::mem::{Evil, Memory};
 use protocol::ring::{Back, Front, Shape};
+use protocol::vchan::{Endpoint, GRANTS_MAX, Orders, Peer, Place, Rings};
 use protocol::xenbus::{self, State};
 use protocol::{gpt, number, xenstore};
 
@@ -44,7 +45,74 @@ fn front() -> impl Strategy<Value = Option<State>> {
     proptest::option::weighted(0.95, state())
 }
 
+/// What one side of a vchan does next.
+#[derive(Clone, Copy, Debug)]
+enum Talk {
+    Read(usize),
+    Write(usize),
+    AskData,
+    AskRoom,
+    Peer,
+}
+
+fn talks() -> impl Strategy<Value = Vec<Talk>> {
+    let talk = prop_oneof![
+        (0..5000usize).prop_map(Talk::Read),
+        (0..5000usize).prop_map(Talk::Write),
+        Just(Talk::AskData),
+        Just(Talk::AskRoom),
+        Just(Talk::Peer),
+    ];
+    proptest::collection::vec(talk, 1..100)
+}
+
 proptest! {
+    #[test]
+    fn vchan_sides(seed: u64, server: bool, talks in talks(), orders in proptest::sample::select(vec![(10, 11), (12, 12), (11, 13)])) {
+        let orders = Orders::new(orders.0, orders.1).unwrap();
+        let page = Evil::<4096>::new(seed);
+        let [left, right] = [seed ^ 1, seed ^ 2].map(Evil::<8192>::new);
+        let own = |place, pages| match place {
+            Place::InPage(_) => &page as &dyn Memory,
+            Place::Pages(_) => pages,
+        };
+        let rings = Rings { left: own(orders.left(), &left), right: own(orders.right(), &right) };
+        let mut end = match server {
+            true => Endpoint::serve(&page as &dyn Memory, rings, orders, 8..),
+            false => Endpoint::connect(&page as &dyn Memory, rings, orders),
+        };
+        let (incoming, outgoing) = match server {
+            true => (orders.left_bytes() as usize, orders.right_bytes() as usize),
+            false => (orders.right_bytes() as usize, orders.left_bytes() as usize),
+        };
+        let mut broken = false;
+        for talk in talks {
+            let mut bytes = [0; 5000];
+            let result = match talk {
+                Talk::Read(most) => end.read(&mut bytes[..most]).map(|moved| moved.bytes <= most.min(incoming)),
+                Talk::Write(most) => end.write(&bytes[..most]).map(|moved| moved.bytes <= most.min(outgoing)),
+                Talk::AskData => end.ask_data().map(|_| true),
+                Talk::AskRoom => end.ask_room().map(|_| true),
+                Talk::Peer => Ok(matches!(end.peer(), Peer::Awaited | Peer::Here | Peer::Gone | Peer::Another)),
+            };
+            prop_assert_ne!(result, Ok(false));
+            prop_assert!(!broken || result.is_err() || matches!(talk, Talk::Peer), "an overrun is for good");
+            broken |= result.is_err();
+        }
+    }
+
+    #[test]
+    fn vchan_orders(seed: u64) {
+        let page = Evil::<4096>::new(seed);
+        page.store(16, 0x000c_000c);
+        if let Ok(orders) = Orders::read(&page) {
+            prop_assert!(orders.grants() <= GRANTS_MAX);
+            (0..orders.grants()).for_each(|index| {
+                orders.grant(&page, index);
+            });
+        }
+    }
+
     #[test]
     fn backend_ring(seed: u64, layout in layout(), acts in acts(), start: u32) {
         let shape = Shape::new(1, layout.entry_bytes());

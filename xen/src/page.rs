@@ -285,6 +285,27 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_is_changed_alone() {
+        let run = Run::new(2).unwrap();
+        let span = Span((0..2).map(|i| run.page(i)).collect());
+        for memory in [run.page(1).deref() as &dyn Memory, &span] {
+            let base = if core::ptr::eq(memory, &span as &dyn Memory) { PAGE_BYTES } else { 0 };
+            memory.store(base + 20, 0x4433_2211);
+            memory.store8(base + 21, 0xf0);
+            assert_eq!(memory.load(base + 20), 0x4433_f011);
+            assert_eq!(memory.fetch_or8(base + 22, 0x0c), 0x33);
+            assert_eq!(memory.fetch_and8(base + 23, 0x40), 0x44);
+            assert_eq!((memory.load(base + 20), memory.load8(base + 22)), (0x403f_f011, 0x3f));
+        }
+    }
+
+    #[test]
+    #[should_panic]
+    fn no_byte_is_past_the_end() {
+        Page::zeroed().load8(PAGE_BYTES);
+    }
+
+    #[test]
     #[should_panic]
     fn past_the_end_is_our_bug() {
         Page::zeroed().write(4090, &[0; 7]);

@@ -144,6 +144,12 @@ impl<M: Memory> Endpoint<M> {
         Self::new(page, rings, orders, Side::Server)
     }
 
+    /// Whether no client has been in this page yet. One who finds that another was there does best to wait for the next
+    /// offer: what is in the rings may be the other's.
+    pub fn is_unused(page: &M) -> bool {
+        page.load8(CLI_LIVE) == AWAITED
+    }
+
     /// Connects to a server's page with the orders that were read from it once. The server is to be notified, whatever
     /// it asked for: it waits for that.
     ///
@@ -623,12 +629,14 @@ mod tests {
     fn a_client_takes_the_page_as_it_is_and_says_only_its_own() {
         let page = Page::default();
         serve(&page);
+        assert!(Endpoint::is_unused(&&page));
         page.store(0, 70);
         page.store(4, 77);
         page.store(8, 80);
         page.store(12, 88);
         page.store8(CLI_NOTIFY, 2);
         let mut client = connect(&page);
+        assert!(!Endpoint::is_unused(&&page));
         assert_eq!(bytes(&page, 20, 4), [1, 1, 2, 1]);
         let mut into = [0; 16];
         assert_eq!((client.read(&mut into).unwrap(), page.load(8)), (Moved { bytes: 8, notify: true }, 88));
