@@ -5,6 +5,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use protocol::errno::Errno;
 use xen::page::PageRef;
 
 /// Bytes of a sector.
@@ -103,6 +104,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// The errno of Linux that says it.
+    pub fn errno(self) -> Errno {
+        match self {
+            Error::Medium => Errno::EIO,
+            Error::Gone => Errno::ESHUTDOWN,
+            Error::ReadOnly => Errno::EROFS,
+            Error::OutOfRange => Errno::EINVAL,
+            Error::Unsupported => Errno::EOPNOTSUPP,
+        }
+    }
+
     /// One word for it, for a log or a count.
     pub fn name(self) -> &'static str {
         match self {

@@ -2,12 +2,13 @@
 
 use alloc::format;
 use alloc::vec::Vec;
+use protocol::errno::Errno;
 
 use protocol::gpt::{Bad, Entry, Header};
 use protocol::mem::Memory;
 
 use crate::disk::{Device, Error, Op, SECTOR_BYTES};
-use crate::target::{Lower, OpenError, errno};
+use crate::target::{Lower, OpenError};
 
 /// A run of a disk's sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,11 +40,11 @@ pub async fn find<D: Device>(disk: &D, lower: &Lower, number: u32) -> Result<Ext
         found => found,
     };
     found.map_err(|failed| match failed {
-        Failed::Store(error) => OpenError::new(errno::EIO, format!("{lower}: reading the partition table: {error}")),
+        Failed::Store(error) => OpenError::new(Errno::EIO, format!("{lower}: reading the partition table: {error}")),
         Failed::Table(bad) => {
-            OpenError::new(errno::EINVAL, format!("{lower}: the partition table is damaged: {bad:?}"))
+            OpenError::new(Errno::EINVAL, format!("{lower}: the partition table is damaged: {bad:?}"))
         }
-        Failed::None => OpenError::new(errno::ENOENT, format!("{lower}: no such partition")),
+        Failed::None => OpenError::new(Errno::ENOENT, format!("{lower}: no such partition")),
     })
 }
 

@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::task::{Context, Poll};
+use protocol::errno::Errno;
 
 use xen::port::Xen;
 
@@ -12,7 +13,7 @@ use crate::device::lowers::Lowers;
 use crate::device::ram::Ram;
 use crate::disk::{Device, Error, Info, Op, Piece, within};
 use crate::partition::{self, Extent};
-use crate::target::{OpenError, Target, errno};
+use crate::target::{OpenError, Target};
 
 /// The devices that are compiled in.
 enum Leaf<X: Xen> {
@@ -35,13 +36,13 @@ impl<X: Xen> Stack<X> {
                 Ok(ram) => Ok(Stack { leaf: Leaf::Ram(ram), part: None }),
                 Err(_) => {
                     let text = format!("target \"{name}\": {pages} pages are more than this domain can spare");
-                    Err(OpenError::new(errno::ENOMEM, text))
+                    Err(OpenError::new(Errno::ENOMEM, text))
                 }
             },
             Target::Raw(lower) => {
                 let disk = lowers.find(&lower).await?;
                 if disk.info().sectors == 0 {
-                    return Err(OpenError::new(errno::EINVAL, format!("{lower}: it has no sectors we can address")));
+                    return Err(OpenError::new(Errno::EINVAL, format!("{lower}: it has no sectors we can address")));
                 }
                 let part = match lower.partition {
                     Some(number) => Some(partition::find(&*disk, &lower, number).await?),

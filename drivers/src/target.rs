@@ -4,52 +4,29 @@ use core::fmt;
 
 use alloc::format;
 use alloc::string::String;
+use protocol::errno::Errno;
 use protocol::number;
 use xen::limits::TARGET_BYTES;
 
 /// Why a disk cannot be opened: an errno as the toolstack knows it, and a text that names the thing and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenError {
-    /// A positive errno of Linux.
-    pub errno: u16,
+    /// Its number.
+    pub errno: Errno,
     /// The thing and the reason.
     pub text: String,
 }
 
-/// The errnos we give.
-pub mod errno {
-    /// No such disk or type.
-    pub const ENOENT: u16 = 2;
-    /// The store failed.
-    pub const EIO: u16 = 5;
-    /// Not enough memory.
-    pub const ENOMEM: u16 = 12;
-    /// It is in use.
-    pub const EBUSY: u16 = 16;
-    /// There is one already.
-    pub const EEXIST: u16 = 17;
-    /// No such minor.
-    pub const ENODEV: u16 = 19;
-    /// The name makes no sense.
-    pub const EINVAL: u16 = 22;
-    /// A quota.
-    pub const ENOSPC: u16 = 28;
-    /// The disk never came up.
-    pub const ETIMEDOUT: u16 = 110;
-    /// Another size than the disk it is to replace.
-    pub const EMEDIUMTYPE: u16 = 124;
-}
-
 impl OpenError {
     /// An error with its text.
-    pub fn new(errno: u16, text: impl Into<String>) -> Self {
+    pub fn new(errno: Errno, text: impl Into<String>) -> Self {
         OpenError { errno, text: text.into() }
     }
 }
 
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.errno, self.text)
+        write!(f, "{} {}", self.errno.number(), self.text)
     }
 }
 
@@ -77,7 +54,7 @@ pub struct Lower {
 impl Target {
     /// Parses a name. What a toolstack says is quoted back only as far as it is printable, and not at length.
     pub fn parse(name: &str) -> Result<Target, OpenError> {
-        let invalid = |why: &str| OpenError::new(errno::EINVAL, format!("target \"{}\": {why}", Quoted(name)));
+        let invalid = |why: &str| OpenError::new(Errno::EINVAL, format!("target \"{}\": {why}", Quoted(name)));
         if name.len() > TARGET_BYTES {
             return Err(invalid("longer than 1024 bytes"));
         }
@@ -100,7 +77,7 @@ impl Target {
                 None => Err(invalid("the source is not a lower disk, as /dev/xvda or /dev/xvda1")),
             },
             _ => Err(OpenError::new(
-                errno::ENOENT,
+                Errno::ENOENT,
                 format!("target \"{}\": type \"{}\" is none of aio, raw, ram", Quoted(name), Quoted(kind)),
             )),
         }

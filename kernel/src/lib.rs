@@ -8,6 +8,7 @@
 //! - [`vbd`]: one disk: handshake, properties, end
 //! - [`queue`]: its ring: turns, back-pressure, events
 //! - [`request`]: one request from its parsing to its answer
+//! - [`control`]: tapdisk's messages; [`failures`]: what its clients are told unasked
 //! - [`stats`], [`report`], [`quiet`]: what happened, and what is told of it, within limits
 //! - [`power`]: poweroff and reboot
 #![no_std]
@@ -16,8 +17,10 @@
 extern crate alloc;
 
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use core::cell::Cell;
 
+use control::Channel;
 use drivers::device::lowers::Lowers;
 use xen::domain::Domain;
 use xen::port::{Instant, Stop, Xen};
@@ -25,6 +28,8 @@ use xen::store::Store;
 use xen::sync::Signal;
 
 pub mod attach;
+pub mod control;
+pub mod failures;
 pub mod minor;
 pub mod power;
 pub mod queue;
@@ -48,11 +53,19 @@ pub struct Shared<X: Xen> {
     pub minors: Rc<minor::Minors<X>>,
     /// Errors told.
     pub errors: report::Errors,
+    /// Our own domain's number; 0 until xenstore has told it.
+    pub number: Cell<u16>,
     /// Raised when what we hold may have changed for a while.
     pub held_changed: Signal,
-    /// Bytes of the heap in use, and in all.
     memory: fn() -> (usize, usize),
     stop: Cell<Option<Stop>>,
+}
+
+impl<X: Xen> Shared<X> {
+    /// Bytes of the heap in use, and in all.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.memory)()
+    }
 }
 
 /// The running domain.
@@ -73,8 +86,8 @@ pub enum Turn {
 const TASKS_PER_TURN: usize = 32;
 
 /// Starts the domain's tasks; nothing runs before the first turn. `memory` tells the bytes of the heap in use, and in
-/// all.
-pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize)) -> Tapdom<X> {
+/// all; `channels` are those of the control plane.
+pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize), channels: Vec<Channel>) -> Tapdom<X> {
     let domain = Domain::new(xen);
     let store = Store::connect(&domain);
     let lowers = Lowers::new(&domain, &store);
@@ -85,6 +98,7 @@ pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize)) -> Tapdom<X> {
         vbds: attach::Vbds::default(),
         minors: Rc::default(),
         errors: report::Errors::default(),
+        number: Cell::new(0),
         held_changed: Signal::default(),
         memory,
         stop: Cell::new(None),
@@ -93,6 +107,9 @@ pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize)) -> Tapdom<X> {
     exec.spawn(shared.lowers.clone().run());
     exec.spawn(power::run(shared.clone()));
     exec.spawn(attach::run(shared.clone(), all_seen.clone()));
+    for channel in channels {
+        exec.spawn(control::run(shared.clone(), channel));
+    }
     let last = shared.clone();
     exec.spawn(async move {
         all_seen.wait().await;
@@ -135,8 +152,8 @@ impl<X: Xen> Tapdom<X> {
 }
 
 /// Runs the domain to its end.
-pub fn run<X: Xen>(xen: X, memory: fn() -> (usize, usize)) -> ! {
-    let tapdom = start(xen, memory);
+pub fn run<X: Xen>(xen: X, memory: fn() -> (usize, usize), channels: Vec<Channel>) -> ! {
+    let tapdom = start(xen, memory, channels);
     loop {
         match tapdom.turn() {
             Turn::Busy => {}

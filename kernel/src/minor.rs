@@ -13,16 +13,20 @@ use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
 use core::ops::Deref;
 use core::task::{Context, Poll};
+use protocol::errno::Errno;
 
 use drivers::device::lowers::Lowers;
-use drivers::disk::{Device, Info};
+use drivers::disk::{Device, Error, Info};
 use drivers::stack::Stack;
-use drivers::target::{OpenError, errno};
+use drivers::target::OpenError;
+use protocol::session::{State, Verdict, verdict};
+use protocol::tapdisk::Kind;
 use xen::limits::VBDS;
-use xen::port::Xen;
+use xen::port::{Instant, Xen};
 use xen::sync::Bell;
 
 use crate::attach::Key;
+use crate::failures::{Failures, Last};
 use crate::queue::Handle;
 use crate::stats::Stats;
 
@@ -33,25 +37,6 @@ pub enum By {
     Message,
     /// The directory of this disk; it goes with the directory's task.
     Directory(Key),
-}
-
-/// What a minor has of its image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// No image yet.
-    Attached,
-    /// The image is open, and requests are taken.
-    Open,
-    /// No new requests are taken; those in flight go on.
-    Pausing,
-    /// No request is in flight, the image is closed (a RAM disk is kept), and rings wait.
-    Paused,
-    /// As [`Paused`](State::Paused), after a RESUME that failed.
-    ResumeFailed,
-    /// No new requests are taken; to be closed once none is in flight.
-    Closing,
-    /// The image was closed; rings that are still there get errors.
-    Closed,
 }
 
 /// One minor.
@@ -72,15 +57,21 @@ pub struct Minor<X: Xen> {
     pub stats: Rc<Stats>,
     /// Rings when the state changed, or the last request in flight ended.
     pub changed: Bell,
+    /// By cause: the store said so, it was gone, any other.
+    failed: [Last; 3],
     registry: Weak<Minors<X>>,
 }
 
 /// All minors, by number.
-pub struct Minors<X: Xen>(RefCell<BTreeMap<u16, Rc<Minor<X>>>>);
+pub struct Minors<X: Xen> {
+    table: RefCell<BTreeMap<u16, Rc<Minor<X>>>>,
+    /// Failures of their stores.
+    pub failures: Failures,
+}
 
 impl<X: Xen> Default for Minors<X> {
     fn default() -> Self {
-        Minors(RefCell::default())
+        Minors { table: RefCell::default(), failures: Failures::default() }
     }
 }
 
@@ -90,26 +81,26 @@ pub const MINORS_MAX: u16 = 16384;
 impl<X: Xen> Minors<X> {
     /// The minor of this number.
     pub fn get(&self, number: u16) -> Option<Rc<Minor<X>>> {
-        self.0.borrow().get(&number).cloned()
+        self.table.borrow().get(&number).cloned()
     }
 
     /// All of them, by number.
     pub fn all(&self) -> Vec<Rc<Minor<X>>> {
-        self.0.borrow().values().cloned().collect()
+        self.table.borrow().values().cloned().collect()
     }
 
     /// A new minor: of this number, or of the lowest that is free.
     pub fn attach(self: &Rc<Self>, number: Option<u16>, by: By) -> Result<Rc<Minor<X>>, OpenError> {
-        let mut minors = self.0.borrow_mut();
+        let mut minors = self.table.borrow_mut();
         if minors.len() >= VBDS {
-            return Err(OpenError::new(errno::ENOMEM, format!("{VBDS} disks are served already")));
+            return Err(OpenError::new(Errno::ENOMEM, format!("{VBDS} disks are served already")));
         }
         let number = match number {
             Some(number) if number >= MINORS_MAX => {
-                return Err(OpenError::new(errno::EINVAL, format!("minor {number}: the last is {}", MINORS_MAX - 1)));
+                return Err(OpenError::new(Errno::EINVAL, format!("minor {number}: the last is {}", MINORS_MAX - 1)));
             }
             Some(number) if minors.contains_key(&number) => {
-                return Err(OpenError::new(errno::EEXIST, format!("minor {number} is attached already")));
+                return Err(OpenError::new(Errno::EEXIST, format!("minor {number} is attached already")));
             }
             Some(number) => number,
             // There are fewer than there are numbers.
@@ -128,6 +119,7 @@ impl<X: Xen> Minors<X> {
             rings: RefCell::default(),
             stats: Rc::default(),
             changed: Bell::default(),
+            failed: Default::default(),
             registry: Rc::downgrade(self),
         });
         minors.insert(number, minor.clone());
@@ -136,7 +128,7 @@ impl<X: Xen> Minors<X> {
 
     /// Takes a minor off the table.
     pub fn detach(&self, number: u16) {
-        self.0.borrow_mut().remove(&number);
+        self.table.borrow_mut().remove(&number);
     }
 }
 
@@ -151,9 +143,14 @@ impl<X: Xen> Minor<X> {
         self.by
     }
 
-    /// What it has of its image.
+    /// Where it stands.
     pub fn state(&self) -> State {
         self.state.get()
+    }
+
+    /// Whether guests' rings can be served from it, now or when it goes on.
+    pub fn is_servable(&self) -> bool {
+        verdict(Kind::XenblkifConnect, self.state.get()) == Verdict::Do
     }
 
     /// The image's name, `TYPE:SOURCE`; empty while there is none.
@@ -166,9 +163,12 @@ impl<X: Xen> Minor<X> {
         self.read_only.get()
     }
 
-    /// The image, while it is open.
+    /// The image, for a request that was taken.
     pub fn stack(&self) -> Option<Rc<Stack<X>>> {
-        self.stack.borrow().clone().filter(|_| !matches!(self.state.get(), State::Paused | State::ResumeFailed))
+        match self.state.get() {
+            State::Open | State::Pausing | State::Closing => self.stack.borrow().clone(),
+            _ => None,
+        }
     }
 
     /// What the image is, or was when it was last open; none if it never was.
@@ -177,6 +177,23 @@ impl<X: Xen> Minor<X> {
             self.info.set(Some(stack.info()));
         }
         self.info.get()
+    }
+
+    /// The store under it failed a request.
+    pub fn store_failed(&self, error: Error, now: Instant) {
+        let last = match error {
+            Error::Medium => &self.failed[0],
+            Error::Gone => &self.failed[1],
+            Error::ReadOnly | Error::OutOfRange | Error::Unsupported => &self.failed[2],
+        };
+        if let Some(registry) = self.registry.upgrade() {
+            registry.failures.failed(self.number, error, last, now);
+        }
+    }
+
+    /// Bytes of memory that its image is.
+    pub fn memory_bytes(&self) -> u64 {
+        self.stack.borrow().as_ref().filter(|stack| stack.is_volatile()).map_or(0, |stack| stack.info().sectors * 512)
     }
 
     /// Requests in flight.
@@ -189,34 +206,42 @@ impl<X: Xen> Minor<X> {
         self.users.get()
     }
 
-    /// Opens an image. The caller has seen that there is none.
+    /// OPEN, where its verdict is to do it.
     pub async fn open(&self, lowers: &Lowers<X>, name: &str, read_only: bool) -> Result<(), OpenError> {
-        let stack = Stack::open(lowers, name).await?;
-        *self.stack.borrow_mut() = Some(Rc::new(stack));
-        *self.name.borrow_mut() = name.into();
-        self.read_only.set(read_only);
-        self.info();
-        self.enter(State::Open);
-        Ok(())
-    }
-
-    /// Takes no new requests, waits until none is in flight, and closes the image. The caller has seen that it is open,
-    /// or being paused by somebody else already, who then is waited for too.
-    ///
-    /// False if it was not to be paused any more when the last request ended.
-    pub async fn pause(&self) -> bool {
-        self.enter(State::Pausing);
-        self.drained(State::Pausing).await;
-        if self.state.get() == State::Pausing {
+        self.begin(Kind::Open);
+        let result = Stack::open(lowers, name).await;
+        let well = result.is_ok();
+        let result = result.map(|stack| {
+            *self.stack.borrow_mut() = Some(Rc::new(stack));
+            *self.name.borrow_mut() = name.into();
+            self.read_only.set(read_only);
             self.info();
-            self.put_away();
-            self.enter(State::Paused);
-        }
-        self.state.get() == State::Paused
+        });
+        self.end(well);
+        result
     }
 
-    /// Opens the image again, or another of the same size under the same rings. The caller has seen that it is paused.
+    /// PAUSE, where its verdict is to do it: takes no new requests, waits until none is in flight, and closes the image
+    /// (a disk in our own memory is kept). False if the minor was closed meanwhile. Dropped before its end, it is
+    /// called off, and requests are taken again.
+    pub async fn pause(&self) -> bool {
+        self.begin(Kind::Pause);
+        let off = CalledOff(self);
+        self.drained(State::Pausing).await;
+        core::mem::forget(off);
+        if self.state.get() != State::Pausing {
+            return false;
+        }
+        self.info();
+        self.put_away();
+        self.end(true);
+        true
+    }
+
+    /// RESUME, where its verdict is to do it: opens the image again, or another of the same size under the same rings.
+    /// After an error it stays paused, under the new name.
     pub async fn resume(&self, lowers: &Lowers<X>, name: Option<&str>) -> Result<(), OpenError> {
+        self.begin(Kind::Resume);
         let same = name.is_none_or(|name| *name == *self.name.borrow());
         // A disk in our own memory is what its stack holds.
         let kept = self.stack.borrow().clone().filter(|_| same);
@@ -227,24 +252,17 @@ impl<X: Xen> Minor<X> {
                 self.reopen(lowers, &name, same).await
             }
         };
-        if !matches!(self.state.get(), State::Paused | State::ResumeFailed) {
-            return Err(OpenError::new(errno::EBUSY, format!("minor {} was closed meanwhile", self.number)));
+        if self.state.get() != State::Resuming {
+            return Err(OpenError::new(Errno::EBUSY, format!("minor {} was closed meanwhile", self.number)));
         }
         if let (Some(name), false) = (name, same) {
             *self.name.borrow_mut() = name.into();
             self.stack.borrow_mut().take();
         }
-        match result {
-            Ok(stack) => {
-                *self.stack.borrow_mut() = Some(stack);
-                self.enter(State::Open);
-                Ok(())
-            }
-            Err(error) => {
-                self.enter(State::ResumeFailed);
-                Err(error)
-            }
-        }
+        let well = result.is_ok();
+        let result = result.map(|stack| *self.stack.borrow_mut() = Some(stack));
+        self.end(well);
+        result
     }
 
     /// The same image may have grown meanwhile, as it may while it is open; another one must be of the same size.
@@ -253,22 +271,32 @@ impl<X: Xen> Minor<X> {
         let (old, new) = (self.info.get().map_or(0, |info| info.sectors), stack.info().sectors);
         if new < old || new > old && !same {
             let text = format!("target \"{name}\": {new} sectors, but minor {} has {old}", self.number);
-            return Err(OpenError::new(errno::EMEDIUMTYPE, text));
+            return Err(OpenError::new(Errno::EMEDIUMTYPE, text));
         }
         Ok(Rc::new(stack))
     }
 
-    /// Closes the image when no request is in flight any more, or at once with `force`; requests that come later get
-    /// errors.
+    /// CLOSE, or FORCE_SHUTDOWN with `force`, where its verdict is to do it: takes no new requests and closes the image
+    /// when none is in flight any more, or at once; requests that come later get errors.
     pub async fn close(&self, force: bool) {
         self.info();
-        self.enter(State::Closing);
+        self.begin(Kind::Close);
         if !force {
             self.drained(State::Closing).await;
         }
         self.stack.borrow_mut().take();
         self.name.borrow_mut().clear();
-        self.enter(State::Closed);
+        self.end(true);
+    }
+
+    /// Waits until it stands elsewhere.
+    pub async fn moved(&self, from: State) {
+        let mut heard = self.changed.rung();
+        poll_fn(|cx| {
+            while self.changed.poll(&mut heard, cx).is_ready() {}
+            if self.state.get() == from { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await
     }
 
     /// Waits while it is in this state and requests are in flight.
@@ -289,6 +317,14 @@ impl<X: Xen> Minor<X> {
         }
     }
 
+    fn begin(&self, kind: Kind) {
+        self.enter(self.state.get().begin(kind));
+    }
+
+    fn end(&self, well: bool) {
+        self.enter(self.state.get().end(well));
+    }
+
     fn enter(&self, state: State) {
         self.state.set(state);
         self.changed.ring();
@@ -297,7 +333,7 @@ impl<X: Xen> Minor<X> {
     /// Whether requests are to stay on their rings. Tells of a change by `cx`.
     pub fn is_held(&self, heard: &mut u64, cx: &mut Context<'_>) -> bool {
         while self.changed.poll(heard, cx).is_ready() {}
-        matches!(self.state.get(), State::Pausing | State::Paused | State::ResumeFailed | State::Closing)
+        !matches!(self.state.get(), State::Open | State::Attached | State::Closed)
     }
 
     /// Counts a request as in flight, until what is returned is dropped.
@@ -310,6 +346,17 @@ impl<X: Xen> Minor<X> {
     pub fn used(self: &Rc<Self>) -> User<X> {
         self.users.set(self.users.get() + 1);
         User(self.clone())
+    }
+}
+
+/// A PAUSE that waits.
+struct CalledOff<'a, X: Xen>(&'a Minor<X>);
+
+impl<X: Xen> Drop for CalledOff<'_, X> {
+    fn drop(&mut self) {
+        if self.0.state.get() == State::Pausing {
+            self.0.end(false);
+        }
     }
 }
 

@@ -18,10 +18,10 @@ use xen::event::Channel;
 use xen::grant::Mapped;
 use xen::limits::{REQUESTS_PER_TURN, REQUESTS_PER_VBD, SEGMENTS_INDIRECT};
 use xen::port::{Access, DomId, Foreign, GrantRef, Port, Refused, Xen};
-use xen::sync::{Signal, Slots};
+use xen::sync::{Bell, Signal, Slots};
 
 use crate::request::{Answer, Desk};
-use crate::stats::add;
+use crate::stats::{RingStats, add};
 
 /// How a queue is told to end, and how it tells that something is wrong.
 pub struct Handle {
@@ -29,36 +29,70 @@ pub struct Handle {
     pub guest: DomId,
     /// The disk's number there.
     pub device: u32,
+    /// The ring's pages.
+    pub pages: u32,
+    /// Whether a message connected it.
+    pub by_message: bool,
+    /// What happened on it.
+    pub stats: RingStats,
     stop: Cell<bool>,
     stopped: Signal,
-    ended: Signal,
+    /// The ring and the port are let go of.
+    let_go: Bell,
+    ended: Bell,
     /// The ring makes no sense; raised once. The queue takes nothing more.
     pub broken: Signal,
 }
 
 impl Handle {
     /// For a ring of this guest and device.
-    pub fn new(guest: DomId, device: u32) -> Rc<Self> {
+    pub fn new(guest: DomId, device: u32, pages: u32, by_message: bool) -> Rc<Self> {
         Rc::new(Handle {
             guest,
             device,
+            pages,
+            by_message,
+            stats: RingStats::default(),
             stop: Cell::new(false),
             stopped: Signal::default(),
-            ended: Signal::default(),
+            let_go: Bell::default(),
+            ended: Bell::default(),
             broken: Signal::default(),
         })
     }
 
     /// Lets go of the ring and the port at once and waits until no request is in flight any more.
     pub async fn end(&self) {
+        self.stop();
+        self.ended().await;
+    }
+
+    /// Waits until nothing is left of it.
+    pub async fn ended(&self) {
+        once(&self.ended).await
+    }
+
+    /// As [`end`](Handle::end), without waiting for the requests in flight.
+    pub async fn let_go(&self) {
+        self.stop();
+        once(&self.let_go).await;
+    }
+
+    fn stop(&self) {
         self.stop.set(true);
         self.stopped.raise();
-        self.ended.wait().await;
     }
+}
+
+/// Waits until it has rung, ever.
+async fn once(bell: &Bell) {
+    poll_fn(|cx| bell.poll(&mut 0, cx)).await
 }
 
 /// The guest's ring.
 pub struct Ring<X: Xen> {
+    /// Its pages.
+    pub pages: u32,
     /// Its half that is ours.
     pub back: Back<Mapped<X>>,
     /// Its event channel.
@@ -104,7 +138,7 @@ impl<X: Xen> Ring<X> {
         let shape = Shape::new(pages.len(), layout.entry_bytes());
         let back = Back::attach(memory, shape).map_err(|_| NoRing::Overrun)?;
         let channel = Channel::bind(domain, guest, Port(port)).map_err(NoRing::Bind)?;
-        Ok(Ring { back, channel, layout })
+        Ok(Ring { pages: pages.len() as u32, back, channel, layout })
     }
 }
 
@@ -116,23 +150,36 @@ enum Alone {
     Runs,
 }
 
-/// Serves a ring until told to end. One task runs this.
-pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, handle: Rc<Handle>) {
+/// Serves a ring until told to end. The minor knows of it from now on; one task runs what is returned.
+pub fn start<X: Xen>(
+    domain: Rc<Domain<X>>,
+    desk: Rc<Desk<X>>,
+    ring: Ring<X>,
+    handle: Rc<Handle>,
+) -> impl Future<Output = ()> {
+    desk.minor.rings.borrow_mut().push(handle.clone());
+    run(domain, desk, ring, handle)
+}
+
+async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, handle: Rc<Handle>) {
     let mut slots = Slots::new(REQUESTS_PER_VBD);
     let mut alone = Alone::No;
     let mut ring = Some(ring);
     let mut heard = desk.minor.changed.rung();
-    desk.minor.rings.borrow_mut().push(handle.clone());
     poll_fn(|cx| {
         let mut budget = REQUESTS_PER_TURN;
         loop {
+            desk.clock.set(domain.xen.now());
             if handle.stop.get() {
                 // Unmapped and closed here and now: a dying guest waits for that, not for our store.
                 ring = None;
             }
+            if ring.is_none() && handle.let_go.rung() == 0 {
+                handle.let_go.ring();
+            }
             // A held disk leaves new requests where they are.
             let held = desk.minor.is_held(&mut heard, cx);
-            let mut moved = slots.poll(cx, |answer| put(&mut ring, &answer));
+            let mut moved = slots.poll(cx, |answer| put(&mut ring, &answer, &handle));
             moved |= match ring {
                 Some(_) => desk.batch.run(&domain),
                 // The guest may have other uses for its pages by now, or be another guest.
@@ -151,7 +198,7 @@ pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>
                 }
             }
             let taken = match &mut ring {
-                Some(ring) => take(ring, &desk, &mut alone, &mut budget, held || slots.is_full(), |request| {
+                Some(ring) => take(ring, &desk, &handle, &mut alone, &mut budget, held || slots.is_full(), |request| {
                     slots.start(desk.clone().serve(request));
                     slots.is_full()
                 }),
@@ -180,6 +227,7 @@ pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>
                 return Poll::Pending;
             };
             if ring.back.publish() {
+                add(&handle.stats.kicks_out, 1);
                 ring.channel.notify();
             }
             if budget == 0 {
@@ -194,11 +242,12 @@ pub async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>
     })
     .await;
     desk.minor.rings.borrow_mut().retain(|other| !Rc::ptr_eq(other, &handle));
-    handle.ended.raise();
+    handle.ended.ring();
 }
 
-fn put<X: Xen>(ring: &mut Option<Ring<X>>, answer: &Answer) {
+fn put<X: Xen>(ring: &mut Option<Ring<X>>, answer: &Answer, handle: &Handle) {
     if let Some(ring) = ring {
+        add(&handle.stats.answers, 1);
         ring.back.put(&blkif::respond(answer.id, answer.operation, answer.status, ring.layout));
     }
 }
@@ -207,6 +256,7 @@ fn put<X: Xen>(ring: &mut Option<Ring<X>>, answer: &Answer) {
 fn take<X: Xen>(
     ring: &mut Ring<X>,
     desk: &Desk<X>,
+    handle: &Handle,
     alone: &mut Alone,
     budget: &mut usize,
     mut full: bool,
@@ -219,13 +269,16 @@ fn take<X: Xen>(
             break;
         }
         (any, *budget) = (true, *budget - 1);
+        add(&handle.stats.requests, 1);
         match blkif::parse(&entry, ring.layout, SEGMENTS_INDIRECT) {
             Ok(request) if matches!(request.body, Body::Barrier | Body::Transfer { barrier: true, .. }) => {
                 *alone = Alone::Waits(request);
             }
             Ok(request) => full = start(request),
             Err(rejected) => {
-                add(&desk.stats.rejected, 1);
+                add(&handle.stats.rejected, 1);
+                add(&handle.stats.answers, 1);
+                add(&desk.minor.stats.rejected, 1);
                 log::debug!("domain {}: a request is refused: {:?}", desk.guest.0, rejected.why);
                 ring.back.put(&blkif::respond(rejected.id, rejected.operation, rejected.status, ring.layout));
             }
@@ -243,6 +296,7 @@ fn idle<X: Xen>(ring: &mut Ring<X>, no_room: bool, handle: &Handle, cx: &mut Con
         false => ring.back.rearm().unwrap_or(true),
     };
     let event = ring.channel.poll(cx).is_ready();
+    add(&handle.stats.kicks_in, event.into());
     let stopped = handle.stopped.poll(cx).is_ready();
     more || event || stopped
 }

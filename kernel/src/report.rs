@@ -8,6 +8,7 @@ use core::cell::RefCell;
 use core::time::Duration;
 
 use drivers::target::OpenError;
+use protocol::number;
 use protocol::xenstore::Reason;
 use xen::port::Xen;
 use xen::store::Store;
@@ -78,8 +79,11 @@ pub async fn counters<X: Xen>(shared: Rc<Shared<X>>) {
 
 /// Says that disks can be attached.
 pub async fn ready<X: Xen>(shared: &Shared<X>) -> Result<(), Reason> {
+    // PID's answer; a toolstack that does not write it gets 0.
+    let number = shared.store.read_if_there("domid").await?;
+    shared.number.set(number.as_deref().and_then(number::u16).unwrap_or(0));
     shared.store.write("data/ready", concat!("tapdom ", env!("CARGO_PKG_VERSION"))).await?;
-    let (used, all) = (shared.memory)();
+    let (used, all) = shared.memory();
     log::info!("tapdom {} is ready, {} of {} KiB of memory in use", env!("CARGO_PKG_VERSION"), used / 1024, all / 1024);
     Ok(())
 }

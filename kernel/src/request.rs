@@ -2,7 +2,7 @@
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 
 use drivers::disk::{Device, Error, Op, Piece, SECTOR_BYTES};
 use drivers::stack::Stack;
@@ -11,24 +11,27 @@ use protocol::mem::Memory;
 use xen::grant::Batch;
 use xen::limits::{SEGMENTS_INDIRECT, SEGMENTS_PER_VBD};
 use xen::page::{NoMemory, PageRef};
-use xen::port::{DomId, GrantRef, Move, Refused, Way as Direction, Xen};
+use xen::port::{DomId, GrantRef, Instant, Move, Refused, Way as Direction, Xen};
 use xen::sync::Credits;
 
 use crate::minor::Minor;
-use crate::stats::{Stats, add};
+use crate::queue::Handle;
+use crate::stats::{Operation, Stats, add};
 
 /// What the requests of one ring share.
 pub struct Desk<X: Xen> {
     /// The disk.
     pub minor: Rc<Minor<X>>,
+    ring: Rc<Handle>,
     /// Whose requests.
     pub guest: DomId,
     /// Writes and discards are refused.
     pub read_only: bool,
     /// Discards were offered.
     pub discard: bool,
-    /// What happened.
-    pub stats: Rc<Stats>,
+    /// The time of this turn.
+    pub clock: Cell<Instant>,
+    stats: Rc<Stats>,
     /// Segments that may still be in flight.
     segments: Credits,
     /// The copies of this turn.
@@ -116,11 +119,13 @@ fn segments(body: &Body) -> usize {
 
 impl<X: Xen> Desk<X> {
     /// For one connection of one guest.
-    pub fn new(minor: Rc<Minor<X>>, guest: DomId, read_only: bool, discard: bool) -> Self {
+    pub fn new(minor: Rc<Minor<X>>, ring: Rc<Handle>, read_only: bool, discard: bool) -> Self {
         Desk {
+            guest: ring.guest,
+            ring,
+            clock: Cell::new(Instant::default()),
             stats: minor.stats.clone(),
             minor,
-            guest,
             read_only,
             discard,
             batch: Batch::default(),
@@ -143,6 +148,7 @@ impl<X: Xen> Desk<X> {
     async fn answer(&self, request: Request) -> Answer {
         // What it is to hold is granted before it holds anything: who waits here stands in nobody's way.
         let segments = segments(&request.body);
+        let (began, operation) = (self.clock.get(), self.operation(&request.body));
         self.segments.take(segments).await;
         let mut sheet = self.spare.borrow_mut().pop().unwrap_or_default();
         let result = match self.minor.stack() {
@@ -150,10 +156,32 @@ impl<X: Xen> Desk<X> {
             // It was closed under its rings.
             None => Err(Failed::Store(Error::Gone)),
         };
+        let sectors = sheet.segments.iter().map(|segment| u64::from(segment.sectors())).sum();
+        add(&self.stats.copied, sheet.segments.len() as u64);
         sheet.segments.clear();
         self.keep(sheet);
         self.segments.put(segments);
-        Answer { id: request.id, operation: request.operation, status: self.judge(result) }
+        let us = self.clock.get().0.saturating_sub(began.0) / 1000;
+        let status = match result {
+            Ok(sectors) => {
+                operation.done(sectors, us);
+                Status::Okay
+            }
+            Err(failed) => {
+                add(&operation.failed_sectors, sectors);
+                self.judge(failed)
+            }
+        };
+        Answer { id: request.id, operation: request.operation, status }
+    }
+
+    fn operation(&self, body: &Body) -> &Operation {
+        match body {
+            Body::Transfer { way: Way::Read, .. } | Body::Indirect { way: Way::Read, .. } => &self.stats.reads,
+            Body::Transfer { way: Way::Write, .. } | Body::Indirect { way: Way::Write, .. } => &self.stats.writes,
+            Body::Flush | Body::Barrier => &self.stats.flushes,
+            Body::Discard { .. } => &self.stats.discards,
+        }
     }
 
     /// Keeps a sheet for the next request: as many small ones as are of use, and of large ones what the segments in
@@ -170,36 +198,41 @@ impl<X: Xen> Desk<X> {
         }
     }
 
-    fn judge(&self, result: Result<(), Failed>) -> Status {
-        let stats = &self.stats;
-        let (counted, status) = match result {
-            Ok(()) => (&stats.done, Status::Okay),
-            Err(Failed::Rejected(_) | Failed::ReadOnly) => (&stats.rejected, Status::Error),
-            Err(Failed::Unsupported) => (&stats.rejected, Status::Unsupported),
-            Err(Failed::Grant(_)) => (&stats.grants_refused, Status::Error),
-            Err(Failed::Store(_) | Failed::Memory) => (&stats.failed, Status::Error),
+    fn judge(&self, failed: Failed) -> Status {
+        log::debug!("domain {}: a request failed: {failed:?}", self.guest.0);
+        let (stats, ring) = (&self.stats, &self.ring.stats);
+        let both = |disk: &Cell<u64>, ring: &Cell<u64>| {
+            add(disk, 1);
+            add(ring, 1);
         };
-        add(counted, 1);
-        if let Err(failed) = result {
-            log::debug!("domain {}: a request failed: {failed:?}", self.guest.0);
+        match failed {
+            Failed::Rejected(_) | Failed::ReadOnly | Failed::Unsupported => both(&stats.rejected, &ring.rejected),
+            Failed::Grant(_) => both(&stats.grants_refused, &ring.grants_refused),
+            Failed::Memory => both(&stats.no_memory, &ring.no_memory),
+            Failed::Store(error) => {
+                stats.store.add(error);
+                add(&ring.failed, 1);
+                self.minor.store_failed(error, self.clock.get());
+            }
         }
-        status
+        if failed == Failed::Unsupported { Status::Unsupported } else { Status::Error }
     }
 
-    async fn perform(&self, stack: &Stack<X>, body: Body, sheet: &mut Sheet) -> Result<(), Failed> {
+    /// Does it; the sectors that were moved or discarded.
+    async fn perform(&self, stack: &Stack<X>, body: Body, sheet: &mut Sheet) -> Result<u64, Failed> {
         match body {
-            Body::Flush | Body::Barrier => Ok(stack.submit(Op::Flush, 0).await?),
+            Body::Flush | Body::Barrier => Ok(stack.submit(Op::Flush, 0).await.map(|()| 0)?),
             Body::Discard { sector, sectors, secure: _ } => self.discard(stack, sector, sectors).await,
             Body::Transfer { way, sector, segments, flush_first, barrier } => {
                 sheet.segments.extend_from_slice(&segments);
                 if (flush_first || barrier) && !self.read_only {
                     stack.submit(Op::Flush, 0).await?;
                 }
-                self.transfer(stack, way, sector, sheet).await?;
+                let sectors = self.transfer(stack, way, sector, sheet).await?;
                 if barrier {
                     stack.submit(Op::Flush, 0).await?;
                 }
-                Ok(())
+                Ok(sectors)
             }
             Body::Indirect { way, sector, count, pages } => {
                 self.fetch(&pages, count, sheet).await?;
@@ -208,7 +241,7 @@ impl<X: Xen> Desk<X> {
         }
     }
 
-    async fn discard(&self, stack: &Stack<X>, sector: u64, sectors: u64) -> Result<(), Failed> {
+    async fn discard(&self, stack: &Stack<X>, sector: u64, sectors: u64) -> Result<u64, Failed> {
         if !self.discard {
             return Err(Failed::Unsupported);
         }
@@ -216,7 +249,7 @@ impl<X: Xen> Desk<X> {
             return Err(Failed::ReadOnly);
         }
         blkif::span(sector, sectors, stack.info().sectors)?;
-        Ok(stack.submit(Op::Discard { sectors }, sector).await?)
+        Ok(stack.submit(Op::Discard { sectors }, sector).await.map(|()| sectors)?)
     }
 
     /// Copies the descriptors of an indirect request to a page nobody else can write, once, and reads them there
@@ -254,7 +287,7 @@ impl<X: Xen> Desk<X> {
         Ok(())
     }
 
-    async fn transfer(&self, stack: &Stack<X>, way: Way, sector: u64, sheet: &mut Sheet) -> Result<(), Failed> {
+    async fn transfer(&self, stack: &Stack<X>, way: Way, sector: u64, sheet: &mut Sheet) -> Result<u64, Failed> {
         let Sheet { segments, pieces, .. } = sheet;
         let sectors = segments.iter().map(|segment| u64::from(segment.sectors())).sum();
         blkif::span(sector, sectors, stack.info().sectors)?;
@@ -268,11 +301,7 @@ impl<X: Xen> Desk<X> {
             Way::Write => self.write(stack, sector, segments, pieces).await,
         };
         stack.give(pieces);
-        let moved = match way {
-            Way::Read => &self.stats.sectors_read,
-            Way::Write => &self.stats.sectors_written,
-        };
-        result.inspect(|()| add(moved, sectors))
+        result.map(|()| sectors)
     }
 
     async fn read(&self, stack: &Stack<X>, sector: u64, segments: &[Segment], pieces: &[Piece]) -> Result<(), Failed> {

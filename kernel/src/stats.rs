@@ -1,21 +1,101 @@
-//! What happened on one disk, in numbers.
+//! What happened on one disk and on its rings, in numbers.
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::fmt;
+
+use drivers::disk::Error;
+use protocol::tapdisk::stats::Latency;
+
+/// Counts of one operation.
+#[derive(Default)]
+pub struct Operation {
+    /// Requests answered OK.
+    pub done: Cell<u64>,
+    /// Sectors that they moved or discarded.
+    pub sectors: Cell<u64>,
+    /// Sectors of requests answered otherwise.
+    pub failed_sectors: Cell<u64>,
+    /// How long the ones answered OK took.
+    pub latency: RefCell<Latency>,
+}
+
+impl Operation {
+    /// A request was answered OK.
+    pub fn done(&self, sectors: u64, us: u64) {
+        add(&self.done, 1);
+        add(&self.sectors, sectors);
+        self.latency.borrow_mut().note(us);
+    }
+}
 
 /// Counts since the disk came.
 #[derive(Default)]
 pub struct Stats {
-    /// Requests answered OK.
-    pub done: Cell<u64>,
-    /// Sectors read.
-    pub sectors_read: Cell<u64>,
-    /// Sectors written.
-    pub sectors_written: Cell<u64>,
+    /// READ.
+    pub reads: Operation,
+    /// WRITE, also those of a barrier and of a flush with data.
+    pub writes: Operation,
+    /// FLUSH_DISKCACHE and WRITE_BARRIER without data.
+    pub flushes: Operation,
+    /// DISCARD.
+    pub discards: Operation,
+    /// Segments copied from or to guests' pages.
+    pub copied: Cell<u64>,
     /// Requests that broke a rule.
     pub rejected: Cell<u64>,
     /// Requests whose pages Xen would not copy.
     pub grants_refused: Cell<u64>,
+    /// Requests for which memory was short.
+    pub no_memory: Cell<u64>,
+    /// Requests that the store failed, by cause.
+    pub store: Causes,
+}
+
+/// Failures of the store.
+#[derive(Default)]
+pub struct Causes {
+    /// It said so.
+    pub medium: Cell<u64>,
+    /// It was not there.
+    pub gone: Cell<u64>,
+    /// Any other.
+    pub other: Cell<u64>,
+}
+
+impl Causes {
+    /// One more.
+    pub fn add(&self, error: Error) {
+        let cause = match error {
+            Error::Medium => &self.medium,
+            Error::Gone => &self.gone,
+            Error::ReadOnly | Error::OutOfRange | Error::Unsupported => &self.other,
+        };
+        add(cause, 1);
+    }
+
+    /// All of them.
+    pub fn sum(&self) -> u64 {
+        [&self.medium, &self.gone, &self.other].into_iter().map(Cell::get).fold(0, u64::wrapping_add)
+    }
+}
+
+/// Counts of one ring.
+#[derive(Default)]
+pub struct RingStats {
+    /// Requests taken.
+    pub requests: Cell<u64>,
+    /// Answers put.
+    pub answers: Cell<u64>,
+    /// Events that came.
+    pub kicks_in: Cell<u64>,
+    /// Events sent.
+    pub kicks_out: Cell<u64>,
+    /// Requests that broke a rule.
+    pub rejected: Cell<u64>,
+    /// Requests whose pages Xen would not copy.
+    pub grants_refused: Cell<u64>,
+    /// Requests for which memory was short.
+    pub no_memory: Cell<u64>,
     /// Requests that the store failed.
     pub failed: Cell<u64>,
 }
@@ -27,15 +107,16 @@ pub fn add(cell: &Cell<u64>, n: u64) {
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let operations = [&self.reads, &self.writes, &self.flushes, &self.discards];
         write!(
             f,
             "{} done, {} sectors read, {} written, {} rejected, {} grants refused, {} failed",
-            self.done.get(),
-            self.sectors_read.get(),
-            self.sectors_written.get(),
+            operations.into_iter().map(|operation| operation.done.get()).fold(0, u64::wrapping_add),
+            self.reads.sectors.get(),
+            self.writes.sectors.get(),
             self.rejected.get(),
             self.grants_refused.get(),
-            self.failed.get()
+            self.store.sum().wrapping_add(self.no_memory.get())
         )
     }
 }

@@ -10,13 +10,15 @@ use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::task::Poll;
 use core::time::Duration;
+use protocol::errno::Errno;
 
 use drivers::disk::Device;
 use drivers::disk::{Info, SECTOR_BYTES};
-use drivers::target::{OpenError, Quoted, errno};
+use drivers::target::{OpenError, Quoted};
 use log::Level;
 use protocol::blkif::{INFO_CDROM, INFO_READONLY, Layout, keys};
 use protocol::number;
+use protocol::session::State as Stands;
 use protocol::xenbus::{Back, Do, Phase, Seen, State};
 use protocol::xenstore::{Reason, valid_path};
 use xen::limits::{RING_ORDER, SEGMENTS_INDIRECT};
@@ -27,7 +29,7 @@ use xen::trace::{self, Event};
 
 use crate::Shared;
 use crate::attach::Key;
-use crate::minor::{By, State as MinorState, User};
+use crate::minor::{By, User};
 use crate::queue::{self, Handle, Ring};
 use crate::quiet::Quiet;
 use crate::request::Desk;
@@ -72,7 +74,7 @@ impl From<Reason> for Trouble {
     }
 }
 
-fn fatal(errno: u16, text: impl Into<String>) -> Trouble {
+fn fatal(errno: Errno, text: impl Into<String>) -> Trouble {
     Trouble::Fatal(OpenError::new(errno, text))
 }
 
@@ -94,7 +96,7 @@ pub async fn run<X: Xen>(shared: &Rc<Shared<X>>, key: Key, changed: &Signal) -> 
     };
     let result = vbd.live(changed).await;
     if let Err(reason) = result {
-        let error = OpenError::new(errno::EIO, format!("xenstore: {reason:?}"));
+        let error = OpenError::new(Errno::EIO, format!("xenstore: {reason:?}"));
         log::error!("{key}: {error}");
         shared.errors.tell(&shared.store, key, &error).await;
         vbd.let_go().await;
@@ -169,9 +171,9 @@ impl<X: Xen> Vbd<X> {
         let (queue, minor) =
             (self.queue.clone(), self.minor.as_ref().filter(|_| connected).map(|user| Rc::clone(user)));
         let mut minor_heard = minor.as_ref().map_or(0, |minor| minor.changed.rung());
-        if let Some(minor) = minor.as_ref().filter(|minor| minor.state() == MinorState::Closed) {
+        if let Some(minor) = minor.as_ref().filter(|minor| minor.state() == Stands::Closed) {
             // Its ring stays for the guest to close in order; what it asks meanwhile gets errors.
-            return self.give_up(OpenError::new(errno::ENODEV, format!("minor {} was closed", minor.number()))).await;
+            return self.give_up(OpenError::new(Errno::ENODEV, format!("minor {} was closed", minor.number()))).await;
         }
         let stack = minor.as_ref().and_then(|minor| minor.stack());
         let mut heard = stack.as_ref().map_or(0, |stack| stack.changes());
@@ -194,7 +196,7 @@ impl<X: Xen> Vbd<X> {
         .await;
         if broken {
             self.note(Event::Overrun);
-            let result = Err(fatal(errno::EINVAL, "the ring's index is more than a ring ahead"));
+            let result = Err(fatal(Errno::EINVAL, "the ring's index is more than a ring ahead"));
             return self.judge(result).await;
         }
         if stack.is_some_and(|stack| stack.is_over()) {
@@ -238,7 +240,7 @@ impl<X: Xen> Vbd<X> {
             Ok(()) | Err(Trouble::Store(Reason::NoEntry)) => Ok(()),
             Err(Trouble::Store(reason @ (Reason::NoSpace | Reason::Quota | Reason::TooBig))) => {
                 let text = format!("xenstore quota of this domain: {reason:?}; see the quotas of xenstored");
-                self.refuse(OpenError::new(errno::ENOSPC, text)).await
+                self.refuse(OpenError::new(Errno::ENOSPC, text)).await
             }
             Err(Trouble::Store(reason)) => Err(reason),
             Err(Trouble::Fatal(error)) => self.refuse(error).await,
@@ -297,19 +299,19 @@ impl<X: Xen> Vbd<X> {
         let store = &self.shared.store;
         let id = store.read_if_there(&self.node(keys::FRONTEND_ID)).await?;
         if id.as_deref().and_then(number::u16) != Some(self.key.domain.0) {
-            return Err(fatal(errno::EINVAL, "frontend-id is not the domain of the directory's name"));
+            return Err(fatal(Errno::EINVAL, "frontend-id is not the domain of the directory's name"));
         }
         let name = match store.read(&self.node(keys::PARAMS)).await {
             Ok(name) => name,
-            Err(Reason::NoEntry) => return Err(fatal(errno::EINVAL, "no target: the node params is missing")),
-            Err(Reason::Invalid) => return Err(fatal(errno::EINVAL, "target: not text")),
+            Err(Reason::NoEntry) => return Err(fatal(Errno::EINVAL, "no target: the node params is missing")),
+            Err(Reason::Invalid) => return Err(fatal(Errno::EINVAL, "target: not text")),
             Err(reason) => return Err(reason.into()),
         };
         let minors = &self.shared.minors;
         let user = match name.strip_prefix("minor:") {
             Some(number) => {
                 let minor = number::u16(number).and_then(|number| minors.get(number));
-                let none = || fatal(errno::ENODEV, format!("target \"{}\": there is no such minor", Quoted(&name)));
+                let none = || fatal(Errno::ENODEV, format!("target \"{}\": there is no such minor", Quoted(&name)));
                 minor.ok_or_else(none)?.used()
             }
             None => {
@@ -318,9 +320,12 @@ impl<X: Xen> Vbd<X> {
                 user
             }
         };
-        let Some(info) = user.info().filter(|_| user.state() != MinorState::Closed) else {
+        while user.state() == Stands::Opening {
+            user.moved(Stands::Opening).await;
+        }
+        let Some(info) = user.info().filter(|_| user.is_servable()) else {
             let text = format!("target \"{}\": no image is open under this minor", Quoted(&name));
-            return Err(fatal(errno::ENODEV, text));
+            return Err(fatal(Errno::ENODEV, text));
         };
         self.note(Event::Opened(info.sectors));
         self.say_log(Level::Info, format_args!("\"{}\" opened: {} sectors", Quoted(&name), info.sectors));
@@ -334,8 +339,8 @@ impl<X: Xen> Vbd<X> {
             None => return self.publish().await,
         };
         let ring = self.take_ring().await?;
-        let closed = || fatal(errno::ENODEV, format!("minor {} has no image", minor.number()));
-        let info = minor.info().filter(|_| minor.state() != MinorState::Closed).ok_or_else(closed)?;
+        let closed = || fatal(Errno::ENODEV, format!("minor {} has no image", minor.number()));
+        let info = minor.info().filter(|_| minor.is_servable()).ok_or_else(closed)?;
         let store = &self.shared.store;
         let mode = store.read_if_there(&self.node(keys::MODE)).await?;
         let read_only = info.read_only || minor.is_read_only() || mode.as_deref() != Some("w");
@@ -346,13 +351,13 @@ impl<X: Xen> Vbd<X> {
             self.shared.domain.timers.sleep(dwell).await;
         }
         let nodes = properties(info, read_only, cdrom);
-        let desk = Desk::new(minor, self.key.domain, read_only, info.discard.is_some());
+        let handle = Handle::new(self.key.domain, self.key.device, ring.pages, false);
+        let desk = Desk::new(minor, handle.clone(), read_only, info.discard.is_some());
         if self.say(State::Connected, nodes).await? {
             self.sectors = info.sectors;
-            let handle = Handle::new(self.key.domain, self.key.device);
             self.queue = Some(handle.clone());
             let domain = &self.shared.domain;
-            domain.exec.spawn(queue::run(domain.clone(), Rc::new(desk), ring, handle));
+            domain.exec.spawn(queue::start(domain.clone(), Rc::new(desk), ring, handle));
             self.back.connected();
             self.say_log(Level::Info, format_args!("connected{}", if read_only { ", read-only" } else { "" }));
             self.shared.held_changed.raise();
@@ -362,7 +367,7 @@ impl<X: Xen> Vbd<X> {
 
     /// Reads the frontend's keys, maps its ring and binds its port.
     async fn take_ring(&self) -> Result<Ring<X>, Trouble> {
-        let refused = |what: &str| fatal(errno::EINVAL, format!("the frontend's {what}"));
+        let refused = |what: &str| fatal(Errno::EINVAL, format!("the frontend's {what}"));
         if self.front_number(keys::MULTI_QUEUE_NUM_QUEUES).await?.unwrap_or(1) != 1 {
             return Err(refused("multi-queue-num-queues is not 1, the most that was offered"));
         }
@@ -395,7 +400,7 @@ impl<X: Xen> Vbd<X> {
     async fn front_text(&self, key: &str) -> Result<Option<String>, Trouble> {
         match self.shared.store.read_if_there(&format!("{}/{key}", self.front)).await {
             Err(Reason::Access | Reason::Invalid) => {
-                Err(fatal(errno::EINVAL, format!("the frontend's {key} cannot be read")))
+                Err(fatal(Errno::EINVAL, format!("the frontend's {key} cannot be read")))
             }
             text => Ok(text?),
         }
@@ -406,7 +411,7 @@ impl<X: Xen> Vbd<X> {
             None => Ok(None),
             Some(text) => match number::u32(&text) {
                 Some(number) => Ok(Some(number)),
-                None => Err(fatal(errno::EINVAL, format!("the frontend's {key} is \"{}\", no number", Quoted(&text)))),
+                None => Err(fatal(Errno::EINVAL, format!("the frontend's {key} is \"{}\", no number", Quoted(&text)))),
             },
         }
     }

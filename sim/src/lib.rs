@@ -13,6 +13,7 @@
 //! - [`frontend`]: guests; [`blkback`]: the backend below the product; [`disk`]: what both believe about bytes
 //! - [`gpt`]: partition tables, to be found by the product
 //! - [`hostile`]: guests that break every rule
+//! - [`control`]: a client of tapdisk's messages
 //! - [`vchan`]: libxenvchan's client, read a second time too
 //! - [`journal`]: what the product logged, for the text of a failure
 //! - [`run`]: the scheduler that plays them against each other; [`stage`]: a run with the product booted in it
@@ -23,6 +24,7 @@
 
 pub mod blkback;
 pub mod blkif;
+pub mod control;
 pub mod disk;
 pub mod event;
 pub mod fault;

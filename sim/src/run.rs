@@ -18,6 +18,7 @@ use crate::random::Random;
 use crate::store::Store;
 use crate::toolstack::{Failure, JobId, Toolstack, Vbd};
 use crate::world::{Holdings, World};
+use kernel::control::Channel;
 
 /// Somebody who runs beside the domain under test.
 pub trait Actor {
@@ -98,6 +99,8 @@ pub struct Run {
     busy: bool,
     timer: Option<Instant>,
     stopped: Option<Stop>,
+    /// The control channels that the product will have. None unless said: they hold pages and ports, which tests count.
+    pub channels: Vec<Channel>,
     /// Turns the domain under test has had.
     pub turns: u64,
     steps: u64,
@@ -129,6 +132,7 @@ impl Run {
             busy: false,
             timer: None,
             stopped: None,
+            channels: Vec::new(),
             turns: 0,
             steps: 0,
             spins: 0,
@@ -142,7 +146,7 @@ impl Run {
 
     /// Starts the product in the domain under test. Which of its ready tasks runs next is the seed's choice too.
     pub fn boot(&mut self) {
-        let tapdom = Rc::new(kernel::start(SimXen::new(&self.world, DRIVER), || (0, 0)));
+        let tapdom = Rc::new(kernel::start(SimXen::new(&self.world, DRIVER), || (0, 0), self.channels.clone()));
         let mut random = self.random.fork();
         self.tapdom = Some(tapdom.clone());
         self.drive_by(Box::new(move || match tapdom.turn_with(&mut |ready| random.index(ready)) {

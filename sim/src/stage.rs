@@ -8,6 +8,7 @@ use crate::disk::{Disk, Model, SharedDisk, SharedModel};
 use crate::frontend::{Options, Phase};
 use crate::run::{Baseline, DRIVER, Run, SharedFrontend};
 use crate::toolstack::{Kind, Vbd};
+use kernel::control::Channel;
 use xen::port::DomId;
 
 /// The guest of a test that has one.
@@ -46,6 +47,15 @@ impl Stage {
         let disk = Disk::random(sectors, &mut run.random);
         let back = run.lower(XVDA, &disk);
         back.borrow_mut().options = crate::blkback::Options::any(&mut run.random);
+        Stage { lower: Some((disk, back)), ..Stage::boot(run) }
+    }
+
+    /// The product with its control channels, and with a lower disk of that many sectors.
+    pub fn with_control(seed: u64, sectors: u64) -> Self {
+        let mut run = Run::new(seed);
+        run.channels = Channel::defaults();
+        let disk = Disk::random(sectors, &mut run.random);
+        let back = run.lower(XVDA, &disk);
         Stage { lower: Some((disk, back)), ..Stage::boot(run) }
     }
 

@@ -1,12 +1,14 @@
 //! Images held, exchanged and closed under the rings that are served from them.
 
+use protocol::errno::Errno;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use drivers::target::{OpenError, errno};
+use drivers::target::OpenError;
 use kernel::Shared;
-use kernel::minor::{By, State};
+use kernel::minor::By;
+use protocol::session::State;
 use sim::frontend::{Phase, Workload};
 use sim::handle::SimXen;
 use sim::run::seeds;
@@ -58,7 +60,7 @@ fn answered(guest: &Guest) -> u32 {
 
 #[test]
 fn a_paused_disk_answers_nothing_and_touches_no_store_and_goes_on() {
-    seeds(0..20, |seed| {
+    seeds(0..8, |seed| {
         let mut stage = Stage::with_lower(seed, 2048);
         let guest = if seed % 2 == 0 { stage.on_lower(GUEST) } else { stage.on_ram(GUEST, 2048) };
         loaded(&mut stage, &guest);
@@ -86,14 +88,14 @@ fn a_paused_disk_answers_nothing_and_touches_no_store_and_goes_on() {
 
 #[test]
 fn another_image_of_the_same_size_takes_its_place_under_load() {
-    seeds(0..10, |seed| {
+    seeds(0..6, |seed| {
         let mut stage = Stage::with_lower(seed, 2048);
         let guest = stage.on_lower(GUEST);
         loaded(&mut stage, &guest);
         let number = number_of(&stage);
         assert!(pause(&mut stage, number));
         let refused = resume(&mut stage, number, Some("ram:512K")).unwrap_err();
-        assert_eq!(refused.errno, errno::EMEDIUMTYPE, "{refused}");
+        assert_eq!(refused.errno, Errno::EMEDIUMTYPE, "{refused}");
         let state = |stage: &Stage| stage.run.tapdom().unwrap().shared().minors.get(number).unwrap().state();
         assert_eq!(state(&stage), State::ResumeFailed);
         // From here on it is another disk.
@@ -112,7 +114,7 @@ fn another_image_of_the_same_size_takes_its_place_under_load() {
 
 #[test]
 fn a_disk_closed_under_load_drains_and_its_guest_is_told() {
-    seeds(0..20, |seed| {
+    seeds(0..8, |seed| {
         let mut stage = Stage::with_lower(seed, 2048);
         let guest = stage.on_lower(GUEST);
         guest.front.borrow_mut().options.errors = true;
@@ -136,7 +138,7 @@ fn a_disk_closed_under_load_drains_and_its_guest_is_told() {
 
 #[test]
 fn a_minor_that_a_message_made_is_attached_by_its_number() {
-    seeds(0..10, |seed| {
+    seeds(0..6, |seed| {
         let mut stage = Stage::bare(seed);
         let opened = inside(&mut stage, async move |shared| {
             let minor = shared.minors.attach(Some(7), By::Message).unwrap();

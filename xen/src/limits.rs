@@ -34,6 +34,12 @@ pub const VCHAN_LOOK_SECONDS: u64 = 3;
 pub const VCHAN_PAGES_STUCK: usize = 64;
 /// Bytes of a `params` node we are willing to look at.
 pub const TARGET_BYTES: usize = 1024;
+/// Clients connected to one control channel at once.
+pub const CONTROL_CLIENTS: usize = 8;
+/// Seconds that a control client may leave half a request, or an answer unread.
+pub const CONTROL_SECONDS: u64 = 10;
+/// Failures of stores kept for those who fetch them.
+pub const FAILURES_KEPT: usize = 64;
 /// Entries of the trace an epitaph shows.
 pub const TRACE_ENTRIES: usize = 64;
 

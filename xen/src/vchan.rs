@@ -1,8 +1,9 @@
 //! A vchan server: byte streams that other domains open by a path in xenstore, as libxenvchan's clients do.
 //!
 //! Each client gets a page, rings and a port that nobody had before. What a client left in its rings is nobody else's to
-//! read, and a client that keeps the pages mapped has only its own. A new set is published by the next
-//! [`accept`](Server::accept), which also makes waiting clients look again: they watch the path.
+//! read, and a client that keeps the pages mapped has only its own. The next set is published before a connection is
+//! handed out, which also makes waiting clients look again: they watch the path. So who comes after an answer was seen
+//! finds a set that nobody had, and not what the client before left.
 
 use alloc::format;
 use alloc::rc::Rc;
@@ -53,6 +54,8 @@ pub struct Server<X: Xen> {
     client: DomId,
     orders: Orders,
     stuck: Stuck<X>,
+    /// Offered already.
+    next: Option<Link<X>>,
 }
 
 impl<X: Xen> Server<X> {
@@ -62,17 +65,20 @@ impl<X: Xen> Server<X> {
             return Err(NoPath);
         }
         let (domain, store) = (store.domain().clone(), store.clone());
-        Ok(Server { domain, store, path: path.to_string(), client, orders, stuck: Stuck::default() })
+        Ok(Server { domain, store, path: path.to_string(), client, orders, stuck: Stuck::default(), next: None })
     }
 
-    /// Offers a fresh vchan and waits for the client. What cannot be had now (a page, a port, xenstore) is asked for
-    /// again until it can.
+    /// Waits for a client of the vchan that is offered, and offers the next. What cannot be had now (a page, a port,
+    /// xenstore) is asked for again until it can; a client that is here does not wait for that.
     ///
     /// Connections are independent of each other: the next one may be offered while this one lasts. To be polled to
     /// its end, as xenstore transactions are.
     pub async fn accept(&mut self) -> Connection<X> {
         loop {
-            let link = self.offer().await;
+            let link = match self.next.take() {
+                Some(link) => link,
+                None => self.offer().await,
+            };
             let met = link.until(|end, _| match end.peer() {
                 Peer::Awaited => Poll::Pending,
                 met => Poll::Ready(met),
@@ -80,6 +86,7 @@ impl<X: Xen> Server<X> {
             let met = met.await;
             // A client that is in the page but not at the port was never there, or died since.
             if met == Peer::Here && link.is_bound() {
+                self.next = self.publish().await.ok();
                 return Connection(link);
             }
         }
@@ -99,11 +106,7 @@ impl<X: Xen> Server<X> {
     }
 
     async fn publish(&self) -> Result<Link<X>, Why> {
-        let mut stuck = self.stuck.take();
-        stuck = stuck.into_iter().filter_map(|lent| lent.release().err()).collect();
-        let crowded = stuck.len() > VCHAN_PAGES_STUCK;
-        self.stuck.replace(stuck);
-        if crowded {
+        if sweep(&self.stuck) > VCHAN_PAGES_STUCK {
             return Err(Why::Stuck);
         }
         let link = Link::new(self)?;
@@ -119,6 +122,15 @@ impl<X: Xen> Server<X> {
         written.await?;
         Ok(link)
     }
+}
+
+/// Tries again to take pages back; how many are left.
+fn sweep<X: Xen>(stuck: &Stuck<X>) -> usize {
+    let kept: Vec<_> = stuck.take().into_iter().filter_map(|lent| lent.release().err()).collect();
+    let left = kept.len();
+    // What came meanwhile is none: releasing waits for nothing.
+    stuck.replace(kept);
+    left
 }
 
 /// Why no vchan can be offered now.
@@ -216,6 +228,7 @@ impl<X: Xen> Link<X> {
             if let Some(done) = done.await {
                 return done;
             }
+            sweep(&self.stuck);
             // Until a client has come the port is unbound.
             if self.end.borrow().has_met() && !self.is_bound() {
                 self.deserted.set(true);
@@ -342,6 +355,18 @@ fn again<T>(found: bool, cx: &Context<'_>) -> Poll<T> {
         cx.waker().wake_by_ref();
     }
     Poll::Pending
+}
+
+impl<X: Xen> Connection<X> {
+    /// Waits until the client is gone, whatever it left to be read.
+    pub async fn gone(&self) {
+        let link = &self.0;
+        let gone = link.until(|end, _| match link.peer(end) {
+            Peer::Here => Poll::Pending,
+            _ => Poll::Ready(()),
+        });
+        gone.await
+    }
 }
 
 impl<X: Xen> ErrorType for Connection<X> {

@@ -6,6 +6,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::time::Duration;
+use protocol::errno::Errno;
 
 use embassy_futures::select::{Either, select};
 use protocol::number;
@@ -15,7 +16,7 @@ use xen::port::Xen;
 use xen::store::Store;
 
 use super::blkfront::{Blkfront, Life};
-use crate::target::{Lower, OpenError, errno};
+use crate::target::{Lower, OpenError};
 
 /// How long an open waits for a disk that is on its way, within the 10 s that libxl waits for us.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -88,15 +89,15 @@ impl<X: Xen> Lowers<X> {
     /// The disk of this name, once it is ready.
     pub async fn find(&self, lower: &Lower) -> Result<Rc<Blkfront<X>>, OpenError> {
         let whole = Lower { partition: None, ..*lower };
-        self.look().await.map_err(|reason| OpenError::new(errno::EIO, format!("{whole}: xenstore: {reason:?}")))?;
+        self.look().await.map_err(|reason| OpenError::new(Errno::EIO, format!("{whole}: xenstore: {reason:?}")))?;
         let disk = self.disks.borrow().get(&lower.device).cloned();
-        let none = || OpenError::new(errno::ENOENT, format!("{whole}: this domain has no such disk"));
+        let none = || OpenError::new(Errno::ENOENT, format!("{whole}: this domain has no such disk"));
         let disk = disk.filter(|disk| disk.life() != Life::Over).ok_or_else(none)?;
         match select(disk.settled(), self.domain.sleep(PATIENCE)).await {
             Either::First(()) if disk.life() == Life::Ready => Ok(disk),
-            Either::First(()) => Err(OpenError::new(errno::EIO, format!("{whole}: its backend closed it"))),
+            Either::First(()) => Err(OpenError::new(Errno::EIO, format!("{whole}: its backend closed it"))),
             Either::Second(()) => {
-                Err(OpenError::new(errno::ETIMEDOUT, format!("{whole}: its backend did not connect within 6 s")))
+                Err(OpenError::new(Errno::ETIMEDOUT, format!("{whole}: its backend did not connect within 6 s")))
             }
         }
     }

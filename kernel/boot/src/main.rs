@@ -20,6 +20,7 @@ mod window;
 
 use boot::map::PAGE;
 use boot::shared::Shared;
+use kernel::control::Channel;
 use xen::page::Page;
 use xen::port::Port;
 use xen_sys::hvm::{HVM_PARAM_CONSOLE_EVTCHN, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_STORE_EVTCHN, HVM_PARAM_STORE_PFN};
@@ -80,5 +81,9 @@ extern "C" fn start(start_info: u64) -> ! {
     for region in start.map.regions() {
         log::debug!("boot: {} {:x?}", if region.ram { "RAM" } else { "reserved" }, region.at);
     }
-    kernel::run(machine, heap::memory)
+    let channels = Channel::of_command_line(command_line).unwrap_or_else(|word| {
+        log::warn!("boot: control={word} is not none, or blktap:, rfc: or events: with a path");
+        Channel::defaults()
+    });
+    kernel::run(machine, heap::memory, channels)
 }

@@ -1,8 +1,7 @@
 //! What STATS answers: tapdisk's JSON, field for field, and behind it what it does not tell.
 //!
 //! Everything of ours is in one object, `tapdom`, so that whoever reads tapdisk's fields finds no others among them. All
-//! numbers are integers. The text goes into any [`Write`]; nothing is allocated. An answer tells its length before its
-//! first byte, so the text is made twice: once into a [`Length`].
+//! numbers are integers. The text goes into any [`Write`]; nothing is allocated.
 //!
 //! Two of tapdisk's fields are told otherwise. With several rings it repeats `xenbus` in one object, where a reader keeps
 //! one of them at best; here it is the first ring's, and all are in `tapdom.rings`. Its `name` is not escaped; here it is
@@ -45,8 +44,10 @@ pub struct Vbd<'a> {
     pub errors: &'a [(&'a str, u64)],
     /// What became of guests' pages.
     pub grants: Grants,
-    /// Bytes of memory that it takes.
+    /// Bytes of memory that its image is: of a disk in memory.
     pub memory_bytes: u64,
+    /// Bytes of the domain's memory that are in use, by all VBDs and what they share, and that there are.
+    pub domain_memory_bytes: Pair,
 }
 
 /// One layer.
@@ -255,7 +256,8 @@ impl Vbd<'_> {
         json.number("refused", self.grants.refused)?;
         json.number("mapped", self.grants.mapped)?;
         json.close('}')?;
-        json.number("memory_bytes", self.memory_bytes)
+        json.number("memory_bytes", self.memory_bytes)?;
+        json.pair("domain_memory_bytes", self.domain_memory_bytes)
     }
 }
 
@@ -298,40 +300,6 @@ impl Ring<'_> {
         json.number("vbd", self.errors.vbd)?;
         json.number("img", self.errors.img)?;
         json.close('}')
-    }
-}
-
-/// What STATS with the cookie of all answers: an array of what each VBD would.
-pub struct Every<I>(pub I);
-
-impl<I: Iterator<Item: Display> + Clone> Display for Every<I> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[ ")?;
-        for (index, vbd) in self.0.clone().enumerate() {
-            write!(f, "{}{vbd}", if index > 0 { ", " } else { "" })?;
-        }
-        f.write_str(" ]")
-    }
-}
-
-/// Counts the bytes that are written into it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Length(pub u64);
-
-impl Length {
-    /// The bytes of what would be shown.
-    pub fn of(shown: impl Display) -> Length {
-        let mut length = Length::default();
-        // Counting never fails; if showing does, the length is that of what was shown.
-        let _ = write!(length, "{shown}");
-        length
-    }
-}
-
-impl Write for Length {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0 += text.len() as u64;
-        Ok(())
     }
 }
 
@@ -416,7 +384,6 @@ impl Json<'_> {
 #[cfg(test)]
 mod tests {
     use std::string::{String, ToString};
-    use std::vec::Vec;
 
     use serde_json::{Value, json};
 
@@ -442,6 +409,7 @@ mod tests {
             errors: &[],
             grants: Grants { copied: 0, refused: 0, mapped: 0 },
             memory_bytes: 0,
+            domain_memory_bytes: Pair(0, 0),
         }
     }
 
@@ -494,6 +462,7 @@ mod tests {
             errors: &[("no space", 7), ("medium", 8)],
             grants: Grants { copied: 9, refused: 10, mapped: 11 },
             memory_bytes: u64::MAX,
+            domain_memory_bytes: Pair(12, 13),
             ..vbd()
         };
         let value: Value = serde_json::from_str(&vbd.to_string()).unwrap();
@@ -526,6 +495,7 @@ mod tests {
             "rings": [ring(0), ring(1)],
             "grants": { "copied": 9, "refused": 10, "mapped": 11 },
             "memory_bytes": u64::MAX,
+            "domain_memory_bytes": [12, 13],
         });
         assert_eq!(value["tapdom"], ours);
         assert!(value["xenbus"]["queue"].is_null(), "a reader of tapdisk's fields finds no others");
@@ -564,19 +534,6 @@ mod tests {
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["name"], name);
         assert!(!text.contains('\n'), "one line");
-    }
-
-    #[test]
-    fn all_of_them_and_their_length() {
-        for count in 0..4 {
-            let all = (0..count).map(|minor| Vbd { minor, ..vbd() });
-            let text = Every(all.clone()).to_string();
-            let value: Value = serde_json::from_str(&text).unwrap();
-            let minors: Vec<u64> =
-                value.as_array().unwrap().iter().map(|vbd| vbd["tapdom"]["minor"].as_u64().unwrap()).collect();
-            assert_eq!(minors, (0..u64::from(count)).collect::<Vec<_>>());
-            assert_eq!(Length::of(Every(all)), Length(text.len() as u64));
-        }
     }
 
     #[test]

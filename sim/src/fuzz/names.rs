@@ -28,7 +28,7 @@ pub fn names(bytes: &[u8]) {
             assert_eq!(Target::parse(&format!("ram:{}", pages * 4096)), Ok(Target::Ram { pages }));
         }
         Err(error) => {
-            assert!(error.errno > 0 && !error.text.is_empty());
+            assert!(error.errno.number() > 0 && !error.text.is_empty());
             assert!(error.text.len() <= ERROR_BYTES_MAX, "{} bytes of error", error.text.len());
             assert!(error.text.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{error:?}");
         }
