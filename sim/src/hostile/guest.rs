@@ -256,6 +256,11 @@ impl Hostile {
         matches!(self.phase, Phase::Over | Phase::Absent)
     }
 
+    /// The guest is no more; its number may be another's.
+    pub fn kill(&mut self) {
+        self.phase = Phase::Over;
+    }
+
     /// Requests in flight.
     pub fn in_flight(&self) -> u32 {
         self.link.as_ref().map_or(0, |link| link.book.in_flight())
@@ -311,6 +316,7 @@ impl Hostile {
     pub(super) fn say(&mut self, state: u8) {
         if self.client.exists(&format!("{}/backend", self.dir)) {
             marks::hit(PAIRS[usize::from(self.said)][usize::from(state)]);
+            log::debug!("hostile {} says {state}, the backend {:?}", self.guest.0, self.back);
             self.said = state;
             let _full = self.client.write(&format!("{}/state", self.dir), &state.to_string());
         }
@@ -377,7 +383,12 @@ impl Hostile {
         let wild = outcome == Ok(Outcome::Whatever);
         self.link =
             Some(Link { ring, book: Book::default(), wild, seen_mapped: false, start, spoilt: BTreeMap::new() });
-        let Ok(outcome) = outcome else { return self.leave() };
+        let Ok(mut outcome) = outcome else { return self.leave() };
+        if outcome == Outcome::Served && self.limit.is_some() {
+            // A partition table that reaches past a shrunk disk's end is damaged: the disk may not be opened again.
+            outcome = Outcome::Whatever;
+        }
+        log::debug!("hostile {} offers {wrong:?}: {outcome:?}", self.guest.0);
         self.wrong = wrong.map(Key::mark);
         self.phase = Phase::Offered(outcome, self.now());
         self.say(state);

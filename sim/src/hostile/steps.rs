@@ -28,6 +28,7 @@ impl Hostile {
         }
         marks::hit(step.mark());
         self.go_wild();
+        self.given_up = true;
         self.phase = Phase::Saying(states);
     }
 

@@ -218,6 +218,7 @@ impl Scene {
         self.audit_bad();
         let _late = self.stage.run.destroy(id);
         assert_eq!(self.stage.run.world.life(id), None, "a zombie is left\n{}", self.stage.run.scene());
+        self.bad.iter().filter(|bad| bad.vbd.guest == id).for_each(|bad| bad.hostile.borrow_mut().kill());
         self.bad.retain(|bad| bad.vbd.guest != id);
         self.grace.set(Instant(0));
         if flying {
@@ -265,6 +266,7 @@ impl Scene {
             let _late = self.stage.run.destroy(guest);
             assert_eq!(self.stage.run.world.life(guest), None, "a zombie is left\n{}", self.stage.run.scene());
         }
+        self.bad.iter().for_each(|bad| bad.hostile.borrow_mut().kill());
         for guest in std::mem::take(&mut self.honest) {
             self.stage.detach(&guest);
         }
