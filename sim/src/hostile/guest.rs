@@ -157,6 +157,8 @@ pub struct Hostile {
     pub answered: u64,
     /// Connections.
     pub connects: u32,
+    /// When the last answer came.
+    heard_at: Instant,
 }
 
 /// Grants that are of no use, or of little.
@@ -231,6 +233,7 @@ impl Hostile {
             grace: Rc::new(Cell::new(Instant(0))),
             answered: 0,
             connects: 0,
+            heard_at: Instant(0),
         }
     }
 
@@ -439,6 +442,7 @@ impl Hostile {
             }
         }
         if any {
+            self.heard_at = self.world.now();
             use crate::hostile::rows::Ring as Row;
             if link.start != 0 {
                 marks::hit(Row::AnswersBefore.mark());
@@ -635,7 +639,7 @@ impl Hostile {
             && !link.wild
             && matches!(self.phase, Phase::Connected)
             && let Some((id, since)) = link.book.oldest()
-            && self.late(since)
+            && self.late(since.max(self.heard_at))
         {
             self.fail(&format!("never answered: {}", link.book.tell(id)));
         }
