@@ -234,8 +234,12 @@ impl Hostile {
                 self.put(made, None);
                 continue;
             }
-            let (ask, abi) = (self.random.pick(Ask::ALL), self.options.abi);
-            if fits(ask, self.env.read_only, self.sectors_before > self.env.sectors_min) {
+            let (mut ask, abi) = (self.random.pick(Ask::ALL), self.options.abi);
+            let shrunk = self.sectors_before > self.env.sectors_min;
+            if shrunk && self.random.one_in(8) {
+                ask = Ask::ShrunkAway;
+            }
+            if fits(ask, self.env.read_only, shrunk) {
                 let made = self.kit().make(ask);
                 self.put(made, Some(ask.mark(abi)));
             }

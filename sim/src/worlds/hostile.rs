@@ -118,7 +118,9 @@ impl Scene {
             let id = DomId(HOSTILE + i as u16);
             self.stage.run.toolstack.borrow_mut().create(id);
             // Partition 1 is the honest guest's.
-            let part = Some(2 + i).filter(|_| crowd || self.stage.run.random.one_in(2));
+            let shrinks = self.lower == Lower::Shrinking;
+            let part = if shrinks { 3 - i } else { 2 + i };
+            let part = Some(part).filter(|_| crowd || shrinks || self.stage.run.random.one_in(2));
             for disk in 0..if crowd { CROWD } else { 1 } {
                 let part = part.filter(|_| disk == 0);
                 self.let_in(id, XVDA + 16 * disk, part, crowd, guests == 1 && !crowd);
@@ -145,7 +147,7 @@ impl Scene {
         hostile.options.soft = part.is_some() && self.lower == Lower::Failing;
         hostile.options.crowd = crowd;
         hostile.grace = self.grace.clone();
-        let deeds = if crowd { 8 } else { run.random.between(30, 90) as u32 };
+        let deeds = if crowd { 8 } else { run.random.between(15, 50) as u32 };
         hostile.let_loose(deeds);
         let hostile = Rc::new(RefCell::new(hostile));
         run.add(hostile.clone());
