@@ -18,6 +18,10 @@ pub const EVENTS: &str = "data/tapdisk-events";
 
 const ABOUT: &str = "Drives the disks of a tapdom storage domain from dom0";
 
+/// Headings of what every command takes.
+const SERVER: &str = "Which server";
+const WORK: &str = "How";
+
 const NOTES: &str = "\
 A VBD has a number, its minor. Its life: attach, open, (pause, unpause)..., close, detach; create and destroy do several
 of these at once. IMAGE is TYPE:SOURCE, for instance aio:/dev/xvda, as in an xl target.
@@ -30,30 +34,37 @@ state, 71 the server broke the protocol, 104 it ended the connection, 110 no ans
 
 Output to a terminal is for people; to anything else it is blktap's, line for line.";
 
+const XENIO: &str = "\
+For each GUEST/DEVICE below the root, a directory that the guest can read, with frontend, frontend-id, online, mode,
+state 1, and the image: physical-device-path nbdDOMAIN.MINOR or tapdisk-MINOR, or params minor:MINOR. In the guest's own
+directory backend names that directory, and backend-id has to be the storage domain: the guest grants its ring to it.
+
+To take a disk away write online 0 and state 5 and wait for state 6. What is refused says why in hotplug-error.";
+
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(name = "tap-ctl", version, about = ABOUT, after_help = NOTES, max_term_width = 120)]
 pub struct Arguments {
     /// Which storage domain, by name or number
-    #[arg(long, global = true, value_name = "NAME|ID")]
+    #[arg(long, global = true, help_heading = SERVER, value_name = "NAME|ID")]
     pub domain: Option<String>,
     /// The channel, below the domain's home in xenstore or from the root
-    #[arg(long, global = true, value_name = "PATH", default_value = CHANNEL)]
+    #[arg(long, global = true, help_heading = SERVER, value_name = "PATH", default_value = CHANNEL)]
     pub channel: String,
     /// The channel's dialect; by default rfc if its name ends with -rfc
-    #[arg(long, global = true, value_enum)]
+    #[arg(long, global = true, help_heading = SERVER, value_enum)]
     pub dialect: Option<Spoken>,
     /// Speak to this UNIX socket (tapdisk's own, or a proxy's) and not to a domain
-    #[arg(long, global = true, value_name = "PATH", conflicts_with_all = ["domain", "channel"])]
+    #[arg(long, global = true, help_heading = SERVER, value_name = "PATH", conflicts_with_all = ["domain", "channel"])]
     pub socket: Option<PathBuf>,
     /// The folder of blktap's markers and sockets
-    #[arg(long, global = true, value_name = "PATH", default_value = CONTROL)]
+    #[arg(long, global = true, help_heading = WORK, value_name = "PATH", default_value = CONTROL)]
     pub control: PathBuf,
     /// Print JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = WORK)]
     pub json: bool,
     /// Tell every message on standard error
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = WORK)]
     pub debug: bool,
     /// What to do
     #[command(subcommand)]
@@ -138,6 +149,7 @@ pub enum Command {
     /// End the storage domain, if nothing is attached to it
     Shutdown(Shutdown),
     /// Connect guests to VBDs: do the handshake of the disks in vbd3 directories
+    #[command(after_help = XENIO)]
     Xenio(Xenio),
     /// Offer every storage domain's channel as tapdisk's socket, for programs that speak to tapdisk
     Serve,

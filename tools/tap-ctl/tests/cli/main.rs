@@ -267,6 +267,30 @@ fn another_process_than_was_meant() {
 }
 
 #[test]
+fn the_rfcs_dialect_has_other_sizes_and_ids() {
+    use std::io::{Read, Write};
+    let server = Server::new("rfc", content);
+    let path = server.folder().join("rfc");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let heard = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut asked = vec![0; 536];
+        stream.read_exact(&mut asked).unwrap();
+        let mut answer = message(25, 3, &[(0, &8u64.to_le_bytes()), (8, &512u32.to_le_bytes())]);
+        answer.truncate(536);
+        stream.write_all(&answer).unwrap();
+        asked
+    });
+    let words = ["--dialect", "rfc", "--socket", path.to_str().unwrap(), "info", "-m", "3"];
+    assert_eq!(run(&words, b"", server.folder()), said(0, "sectors=8 sector-size=512 info=0\n", ""));
+    assert_eq!(heard.join().unwrap()[..4], [24, 0, 3, 0]);
+    // What a dialect does not have is refused before anything is sent.
+    let refused = server.run(&["--dialect", "rfc", "open", "-m", "3", "-a", "aio:/x", "-t", "9"]);
+    assert_eq!(refused.status, 22);
+    assert!(refused.err.ends_with("minor 3: open: req_timeout: this dialect has no such field\n"), "{}", refused.err);
+}
+
+#[test]
 fn trace_tells_what_moved() {
     let looks = std::sync::atomic::AtomicU64::new(0);
     let server = Server::new("trace", move |asked| match asked.id() {
