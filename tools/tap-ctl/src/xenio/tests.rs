@@ -13,6 +13,8 @@ const GUEST: &str = "/local/domain/7/device/vbd/51712";
 struct Memory {
     nodes: BTreeMap<String, String>,
     watched: Vec<String>,
+    /// All that was written here, and not set by others.
+    written: Vec<String>,
     /// Before the next write, this happens.
     meanwhile: Option<(String, Option<String>)>,
 }
@@ -67,6 +69,7 @@ impl Tree for Memory {
         if self.nodes.get(path).map(String::as_str) != Some(value) {
             return Ok(false);
         }
+        self.written.extend(nodes.iter().map(|(path, _)| path.clone()));
         self.nodes.extend(nodes.iter().cloned());
         Ok(true)
     }
@@ -145,6 +148,21 @@ fn a_toolstack_takes_the_disk_away() {
     host.asked();
     assert_eq!(keeper.turn(&mut tree), Ok(Went::Still));
     assert_eq!((tree.back("state"), host.asked()), ("6", vec![]));
+}
+
+#[test]
+fn a_state_is_not_said_twice() {
+    let host = Scripted::new();
+    let setting = setting(&host);
+    let (mut tree, mut keeper) = (Memory::with_disk(), Keeper::new(&setting, (7, 51712)));
+    tree.guest_says("3");
+    assert_eq!(keeper.turn(&mut tree), Ok(Went::Still));
+    tree.guest_says("4");
+    // The toolstack ends it by itself.
+    tree.set(&format!("{HOME}/state"), "6");
+    tree.written.clear();
+    assert_eq!(keeper.turn(&mut tree), Ok(Went::Still));
+    assert_eq!((tree.written.len(), host.world.lock().unwrap().rings.len()), (0, 0));
 }
 
 #[test]

@@ -41,6 +41,8 @@ struct Daemon {
     link: UnixStream,
     nodes: BTreeMap<String, String>,
     collisions: u32,
+    /// The transaction that is under way.
+    open: u32,
     fault: Fault,
 }
 
@@ -77,6 +79,9 @@ impl Daemon {
     }
 
     fn answer(&mut self, kind: u32, transaction: u32, parts: &[String]) -> Result<Vec<u8>, &'static str> {
+        if transaction != self.open && transaction != 0 {
+            return Err("ENOENT");
+        }
         match kind {
             READ if parts[0] == "/secret" => Err("EACCES"),
             READ => self.nodes.get(&parts[0]).map(|value| value.clone().into_bytes()).ok_or("ENOENT"),
@@ -95,12 +100,18 @@ impl Daemon {
                 if names.is_empty() { Err("ENOENT") } else { Ok((names.join("\0") + "\0").into_bytes()) }
             }
             WATCH | UNWATCH => Ok(b"OK\0".to_vec()),
-            TRANSACTION_START => Ok(b"77\0".to_vec()),
+            TRANSACTION_START => {
+                self.open = 77;
+                Ok(b"77\0".to_vec())
+            }
             TRANSACTION_END if parts[0] == "T" && self.fault == Fault::Collides && self.collisions < 2 => {
                 self.collisions += 1;
                 Err("EAGAIN")
             }
-            TRANSACTION_END => Ok(b"OK\0".to_vec()),
+            TRANSACTION_END => {
+                self.open = 0;
+                Ok(b"OK\0".to_vec())
+            }
             IS_DOMAIN_INTRODUCED => Ok(if parts[0] == "5" { b"T\0".to_vec() } else { b"F\0".to_vec() }),
             _ => Err("ENOSYS"),
         }
@@ -112,7 +123,7 @@ fn store(fault: Fault) -> (Store, thread::JoinHandle<BTreeMap<String, String>>) 
     let (ours, theirs) = UnixStream::pair().unwrap();
     let nodes = [("/a/b", "1"), ("/a/c", "2"), ("/a/c/d", "3")];
     let nodes = nodes.map(|(path, value)| (path.to_owned(), value.to_owned())).into();
-    let daemon = Daemon { link: theirs, nodes, collisions: 0, fault };
+    let daemon = Daemon { link: theirs, nodes, collisions: 0, open: 0, fault };
     (Store::on(File::from(OwnedFd::from(ours))), thread::spawn(move || daemon.serve()))
 }
 
