@@ -1,4 +1,4 @@
-# tapdom: `make run` shows it, `make test` checks it. Both do all their set-up.
+# tapdom: `make run` shows it, `make test` checks it, `make sim` looks for what no test thought of. All do their set-up.
 
 # `make run SHELL=1` is for people; make has another use for the name.
 ifeq ($(SHELL),1)
@@ -14,7 +14,7 @@ tap_ctl := target/x86_64-unknown-linux-gnu/release/tap-ctl
 # What Debian must have installed; the parts of the boots are fetched by `boots` itself and never installed.
 packages := gcc libc6-dev binutils libxen-dev qemu-system-x86
 
-.PHONY: run test setup build lint host boots fuzz loom miri size clean
+.PHONY: run test setup build lint host sim boots fuzz loom miri size clean
 
 run: build
 	$(boots) run $(run_flags)
@@ -49,6 +49,11 @@ lint: setup
 
 host:
 	cargo test --locked --workspace
+
+# SEEDS=n plays so many worlds, SEED=n one of them step by step.
+sim: setup
+	cargo build --locked --profile sim -p sim --bin sim
+	target/sim/sim
 
 boots: build
 	$(boots) test

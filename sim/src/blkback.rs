@@ -15,6 +15,7 @@ use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Port};
 use crate::blkif::{BackRing, Body, Layout, Request, Response, SECTOR, SEGMENTS_PER_PAGE, Segment, op, status};
 use crate::disk::SharedDisk;
 use crate::fault::Fault;
+use crate::lie::Lie;
 use crate::marks;
 use crate::random::Random;
 use crate::run::Actor;
@@ -42,6 +43,8 @@ pub struct Options {
     pub latency: Duration,
     /// It takes requests and answers none.
     pub stuck: bool,
+    /// The lie it tells at the next occasion, once.
+    pub lie: Option<Lie>,
 }
 
 impl Default for Options {
@@ -56,6 +59,7 @@ impl Default for Options {
             failures: 0,
             latency: Duration::ZERO,
             stuck: false,
+            lie: None,
         }
     }
 }
@@ -82,6 +86,8 @@ struct Connected {
     ring: BackRing,
     mappings: Vec<u64>,
     port: Port,
+    /// It closed its port: the number may be another's by now.
+    deaf: bool,
     jobs: Vec<Job>,
     persistent: bool,
     kept: BTreeMap<GrantRef, (u64, PageRef)>,
@@ -210,6 +216,7 @@ impl Blkback {
             ring: BackRing::new(pages, layout),
             mappings,
             port: port.expect("the frontend's port cannot be bound"),
+            deaf: false,
             jobs: Vec::new(),
             persistent,
             kept: BTreeMap::new(),
@@ -242,7 +249,9 @@ impl Blkback {
         for mapping in link.mappings {
             self.unmap(mapping);
         }
-        self.world.close(DOM0, link.port);
+        if !link.deaf {
+            self.world.close(DOM0, link.port);
+        }
     }
 
     fn unmap(&self, mapping: u64) {
@@ -252,7 +261,7 @@ impl Blkback {
     /// Takes what is on the ring, if it was told to look.
     fn take(&mut self) -> bool {
         let Some(link) = &mut self.link else { return false };
-        if !self.world.take_event(DOM0, link.port) {
+        if link.deaf || !self.world.take_event(DOM0, link.port) {
             return false;
         }
         loop {
@@ -286,18 +295,91 @@ impl Blkback {
         {
             let job = link.jobs.swap_remove(some[self.random.index(some.len())]);
             let status = self.perform(&mut link, &job.request);
-            link.ring.put(Response { id: job.request.id, op: job.request.op, status });
+            let response = Response { id: job.request.id, op: job.request.op, status };
+            match self.options.lie.filter(|lie| lie.is_an_answer()) {
+                Some(lie) => self.lie_on_ring(lie, &mut link, response),
+                None => link.ring.put(response),
+            }
             self.served += 1;
             busy = true;
             if self.random.one_in(3) {
                 break;
             }
         }
-        if busy && link.ring.publish() {
+        if busy && link.ring.publish() && !link.deaf {
             self.world.notify(DOM0, link.port);
         }
         self.link = Some(link);
         busy
+    }
+
+    /// Tells its lie with an answer, if this is the occasion.
+    fn lie_on_ring(&mut self, lie: Lie, link: &mut Connected, honest: Response) {
+        let another = link.jobs.first().map(|job| job.request.id);
+        let lied = match (lie, another) {
+            (Lie::WrongId, Some(id)) => Response { id, ..honest },
+            (Lie::UnknownId, _) => {
+                Response { id: self.random.pick(&[u64::MAX, 255, 1 << 32, honest.id + 256]), ..honest }
+            }
+            (Lie::WrongOp, _) => Response { op: self.random.pick(&[1 - (honest.op & 1), 6, 255]), ..honest },
+            (Lie::OddStatus, _) => Response { status: self.random.pick(&[1, -3, i16::MIN, i16::MAX]), ..honest },
+            // A slot for the second of two answers is one that another request has given up.
+            (Lie::Twice, Some(_)) => {
+                link.ring.put(honest);
+                link.jobs.swap_remove(0);
+                honest
+            }
+            (Lie::TooMany | Lie::Backward | Lie::LateWrite, _) => honest,
+            (_, _) => return link.ring.put(honest),
+        };
+        link.ring.put(lied);
+        match lie {
+            Lie::TooMany | Lie::Backward => {
+                let by = self.random.pick(&[1, 7, 32, 1 << 20, i32::MAX]);
+                let _asked = link.ring.publish();
+                link.ring.misstate(if lie == Lie::TooMany { by } else { -by });
+                self.world.notify(DOM0, link.port);
+            }
+            Lie::LateWrite => {
+                // The pages that it has kept are the product's for ever; it scribbles on what is under way or free.
+                let Some(at) = link.kept.keys().nth(self.random.index(link.kept.len().max(1))) else { return };
+                let (_, page) = &link.kept[at];
+                page.write(0, &[0xbd; xen::page::PAGE_BYTES]);
+            }
+            _ => {}
+        }
+        self.told(lie);
+    }
+
+    fn told(&mut self, lie: Lie) {
+        marks::hit(lie.mark());
+        self.options.lie = None;
+    }
+
+    /// Tells its lie in its directory, if it is one of those.
+    fn lie_aside(&mut self) -> bool {
+        let Some(lie) = self.options.lie.filter(|lie| !lie.is_an_answer()) else { return false };
+        let Some(link) = &mut self.link else { return false };
+        let put = |key: &str, value: &str| self.client.write(&format!("{}/{key}", self.dir), value);
+        let done = match lie {
+            Lie::ClosePort => {
+                link.deaf |= self.world.close(DOM0, link.port);
+                Ok(())
+            }
+            Lie::NoDirectory => self.client.remove(&self.dir),
+            Lie::Sectors(text) => put("sectors", text).and_then(|()| put("state", "4")),
+            Lie::SectorSize(text) => put("sector-size", text).and_then(|()| put("state", "4")),
+            Lie::Features(text) => {
+                let keys = ["feature-flush-cache", "feature-discard", "discard-granularity", "info"];
+                let all = keys.iter().try_for_each(|key| put(key, text));
+                all.and_then(|()| put("state", "4"))
+            }
+            Lie::State(state) => put("state", &state.to_string()),
+            _ => unreachable!("these are told on the ring"),
+        };
+        let _gone = done.is_err();
+        self.told(lie);
+        true
     }
 
     fn perform(&mut self, link: &mut Connected, request: &Request) -> i16 {
@@ -415,11 +497,15 @@ impl Actor for Blkback {
             self.follow();
             return true;
         }
-        self.take() || self.serve()
+        self.lie_aside() || self.take() || self.serve()
     }
 
     fn timer(&self) -> Option<Instant> {
         let jobs = &self.link.as_ref().filter(|_| !self.options.stuck)?.jobs;
         jobs.iter().map(|job| job.due).min()
+    }
+
+    fn name(&self) -> String {
+        format!("blkback {}", self.dir.trim_start_matches("/local/domain/0/backend/"))
     }
 }

@@ -345,6 +345,11 @@ impl BackRing {
         crosses(self.shared.span.load(RSP_EVENT), old, self.rsp_prod)
     }
 
+    /// Says that it has put some more answers than it has, or fewer, without any.
+    pub fn misstate(&mut self, by: i32) {
+        self.shared.span.store(RSP_PROD, self.rsp_prod.wrapping_add_signed(by));
+    }
+
     /// Asks for an event at the next request. Returns whether one came meanwhile.
     pub fn arm(&mut self) -> bool {
         self.shared.span.store(REQ_EVENT, self.req_cons.wrapping_add(1));

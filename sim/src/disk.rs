@@ -1,6 +1,6 @@
 //! What both ends believe about bytes: the lower backend's [`Disk`], and a guest's [`Model`] of what it must read.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::blkif::SECTOR;
@@ -13,8 +13,18 @@ pub struct Disk {
     cached: Vec<u64>,
 }
 
+thread_local! {
+    /// Models made in this world so far: each has an owner of its own.
+    static OWNERS: Cell<u64> = const { Cell::new(1) };
+}
+
 /// A disk that a backend and a test share.
 pub type SharedDisk = Rc<RefCell<Disk>>;
+
+/// A new world begins on this thread: its owners are counted from the start, so that a seed writes the same bytes again.
+pub(crate) fn begin() {
+    OWNERS.set(1);
+}
 
 fn range(sector: u64, sectors: u64) -> std::ops::Range<usize> {
     sector as usize * SECTOR..(sector + sectors) as usize * SECTOR
@@ -98,6 +108,8 @@ impl Disk {
 
 /// What must be on a guest's disk, sector by sector, where that is certain.
 pub struct Model {
+    /// Whose the bytes are that are written to it.
+    owner: u64,
     bytes: Vec<u8>,
     certain: Vec<bool>,
 }
@@ -108,7 +120,8 @@ pub type SharedModel = Rc<RefCell<Model>>;
 impl Model {
     /// A disk that is known to hold these bytes.
     pub fn of(bytes: &[u8]) -> SharedModel {
-        Rc::new(RefCell::new(Model { bytes: bytes.to_vec(), certain: vec![true; bytes.len() / SECTOR] }))
+        let (bytes, certain) = (bytes.to_vec(), vec![true; bytes.len() / SECTOR]);
+        Rc::new(RefCell::new(Model { owner: OWNERS.replace(OWNERS.get() + 1), bytes, certain }))
     }
 
     /// A disk of zeroes.
@@ -119,6 +132,16 @@ impl Model {
     /// A disk of whatever size, of which nothing is known.
     pub fn unknown() -> SharedModel {
         Model::zeroes(0)
+    }
+
+    /// Whose the bytes are that are written to it.
+    pub fn owner(&self) -> u64 {
+        self.owner
+    }
+
+    /// What is written to it may be seen by whoever may see the other's: both are of one disk.
+    pub fn shares(&mut self, other: &SharedModel) {
+        self.owner = other.borrow().owner;
     }
 
     /// How many sectors it knows of.
@@ -133,9 +156,13 @@ impl Model {
         self.certain[sector.min(end) as usize..(sector + sectors).min(end) as usize].fill(false);
     }
 
-    /// A write was answered.
+    /// A write was answered. What the disk has lost of its size meanwhile is of no interest.
     pub fn wrote(&mut self, sector: u64, data: &[u8]) {
-        let sectors = (data.len() / SECTOR) as u64;
+        let sectors = ((data.len() / SECTOR) as u64).min(self.sectors().saturating_sub(sector));
+        if sectors == 0 {
+            return;
+        }
+        let data = &data[..sectors as usize * SECTOR];
         self.bytes[range(sector, sectors)].copy_from_slice(data);
         self.certain[sector as usize..(sector + sectors) as usize].fill(true);
     }
@@ -143,7 +170,7 @@ impl Model {
     /// A read was answered: what is certain must be so; what was not is from now on what was read. Returns the first
     /// sector that is wrong.
     pub fn saw(&mut self, sector: u64, data: &[u8]) -> Result<(), u64> {
-        for (at, data) in (sector..).zip(data.chunks(SECTOR)) {
+        for (at, data) in (sector..self.sectors()).zip(data.chunks(SECTOR)) {
             let known = &mut self.bytes[range(at, 1)];
             if self.certain[at as usize] && known != data {
                 return Err(at);

@@ -5,11 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::rc::Rc;
 
+use protocol::mem::Memory;
 use xen::page::{PAGE_BYTES, Page, PageRef};
-use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Move, Port, PortState, Refused, StillInUse, Stop, Xen};
+use xen::port::{
+    Access, DomId, Foreign, GrantRef, Instant, Move, Port, PortState, Refused, StillInUse, Stop, Way, Xen,
+};
 
 use crate::event::Channel;
 use crate::fault::Fault;
+use crate::schedule::{point, undisturbed, woken};
 use crate::world::World;
 
 /// What [`SimXen::stop`] panics with.
@@ -74,21 +78,26 @@ impl Xen for SimXen {
     type Mapping = SimMapping;
 
     fn alloc_unbound(&self, remote: DomId) -> Result<Port, Refused> {
+        point();
         self.strike(Fault::AllocUnbound)?;
         self.world.alloc_unbound(self.id, remote)
     }
 
     fn bind(&self, remote: DomId, port: Port) -> Result<Port, Refused> {
+        point();
         self.strike(Fault::Bind)?;
         self.world.bind(self.id, remote, port)
     }
 
     fn close(&self, port: Port) {
+        point();
         assert!(self.world.close(self.id, port), "{:?} closed {port:?}, which is not open", self.id);
     }
 
     fn notify(&self, port: Port) {
+        point();
         assert!(self.world.notify(self.id, port), "{:?} notified {port:?}, which is not open", self.id);
+        woken();
     }
 
     fn peer(&self, port: Port) -> PortState {
@@ -100,10 +109,13 @@ impl Xen for SimXen {
     }
 
     fn take_events(&self, each: &mut dyn FnMut(Port)) {
+        point();
         self.world.take_events(self.id).into_iter().for_each(each);
+        point();
     }
 
     fn lend(&self, page: &PageRef, to: DomId, access: Access) -> Result<GrantRef, Refused> {
+        point();
         let address = page.address();
         let mut lent = self.lent.borrow_mut();
         assert!(!lent.pages.contains(&address), "{:?} lent a page twice without reclaiming it", self.id);
@@ -115,6 +127,7 @@ impl Xen for SimXen {
     }
 
     fn reclaim(&self, grant: GrantRef) -> Result<(), StillInUse> {
+        point();
         if self.world.faults().strikes(Fault::Reclaim).is_some() {
             return Err(StillInUse);
         }
@@ -127,6 +140,7 @@ impl Xen for SimXen {
 
     fn map(&self, pages: &[Foreign], into: &mut Vec<Result<SimMapping, Refused>>) {
         into.extend(pages.iter().map(|what| {
+            point();
             self.strike(Fault::MapAgain)?;
             self.strike(Fault::Map)?;
             let (handle, page) = self.world.map(self.id, *what)?;
@@ -136,6 +150,7 @@ impl Xen for SimXen {
 
     fn unmap(&self, pages: &mut Vec<SimMapping>) {
         for page in pages.drain(..) {
+            point();
             self.world.unmap(self.id, page.handle);
         }
     }
@@ -150,10 +165,21 @@ impl Xen for SimXen {
                     what.bytes
                 );
             }
+            // Others run between two copies of a batch, as on other processors they do.
+            point();
             self.strike(Fault::CopyAgain)?;
             self.strike(Fault::Copy)?;
-            self.world.copy(self.id, what)
+            self.world.judge(what);
+            undisturbed(|| {
+                if what.way == Way::Out {
+                    let mut sectors = vec![0; what.bytes.into()];
+                    what.ours.read(what.ours_at.into(), &mut sectors);
+                    self.world.judge_secret(what.domain, &sectors);
+                }
+                self.world.copy(self.id, what)
+            })
         }));
+        point();
     }
 
     fn now(&self) -> Instant {

@@ -15,6 +15,9 @@ thread_local! {
     static LINES: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
     static CLOCK: RefCell<Option<Clock>> = const { RefCell::new(None) };
     static SAID: Cell<u64> = const { Cell::new(0) };
+    static TRACING: Cell<bool> = const { Cell::new(false) };
+    static SCENES: Cell<bool> = const { Cell::new(true) };
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Journal;
@@ -28,8 +31,10 @@ impl log::Log for Journal {
         if record.level() <= log::Level::Info {
             SAID.set(SAID.get() + 1);
         }
-        let now = CLOCK.with_borrow(|clock| clock.as_ref().map_or(Instant(0), |clock| clock()));
-        let line = format!("{:>9} us {} {}", now.0 / 1000, record.level(), record.args());
+        let line = format!("{:>9} us {} {}", micros(), record.level(), record.args());
+        if TRACING.get() {
+            println!("{line}");
+        }
         LINES.with_borrow_mut(|lines| {
             lines.push_back(line);
             if lines.len() > LINES_MAX {
@@ -39,6 +44,42 @@ impl log::Log for Journal {
     }
 
     fn flush(&self) {}
+}
+
+fn micros() -> u64 {
+    CLOCK.with_borrow(|clock| clock.as_ref().map_or(Instant(0), |clock| clock())).0 / 1000
+}
+
+/// From now on every step of a run on this thread is printed as it is made, and every line with it.
+pub fn trace_on() {
+    TRACING.set(true);
+}
+
+/// From now on no run on this thread prints its scene when it fails: a campaign only counts.
+pub fn scenes_off() {
+    SCENES.set(false);
+}
+
+/// Prints how a run ended, if it failed or is traced.
+pub(crate) fn scene(text: impl FnOnce() -> String) {
+    if TRACING.get() || SCENES.get() && std::thread::panicking() {
+        eprintln!("{}", text());
+    }
+}
+
+/// Prints who makes a step, if steps are printed.
+pub(crate) fn trace(who: impl FnOnce() -> String) {
+    if TRACING.get() {
+        println!("{:>9} us {:indent$}{}", micros(), "", who(), indent = 4 * DEPTH.get());
+    }
+}
+
+/// Steps made meanwhile are within another's.
+pub(crate) fn deeper<T>(steps: impl FnOnce() -> T) -> T {
+    DEPTH.set(DEPTH.get() + 1);
+    let done = steps();
+    DEPTH.set(DEPTH.get() - 1);
+    done
 }
 
 /// Forgets the lines of the last run.
@@ -51,6 +92,7 @@ pub(crate) fn begin() {
     });
     LINES.with_borrow_mut(VecDeque::clear);
     SAID.set(0);
+    DEPTH.set(0);
 }
 
 /// How many lines there were that the image would have put on its console: all but those for debugging.

@@ -7,16 +7,18 @@
 //! - [`random`]: the only source of choice
 //! - [`world`], [`event`], [`grant`], [`fault`]: the hypervisor: domains, ports, grant tables, refusals
 //! - [`handle`]: [`handle::SimXen`], the world as one domain sees it: the trait `xen::port::Xen`
+//! - [`promise`]: what a backend may do with the pages of guests that keep the rules
 //! - [`store`]: xenstored: tree, watches, transactions, quotas, and its ring
 //! - [`toolstack`]: dom0's libxl: attaches, detaches, destroys
 //! - [`blkif`]: the block protocol's layouts, read from `io/blkif.h` a second time, apart from the product's reading
-//! - [`frontend`]: guests; [`blkback`]: the backend below the product; [`disk`]: what both believe about bytes
+//! - [`frontend`]: guests; [`blkback`]: the backend below the product, [`lie`]: how it lies; [`disk`]: what both believe about bytes
 //! - [`gpt`]: partition tables, to be found by the product
 //! - [`hostile`]: guests that break every rule
 //! - [`control`]: a client of tapdisk's messages
 //! - [`vchan`]: libxenvchan's client, read a second time too
 //! - [`journal`]: what the product logged, for the text of a failure
-//! - [`run`]: the scheduler that plays them against each other; [`stage`]: a run with the product booted in it
+//! - [`run`]: the scheduler that plays them against each other; [`schedule`]: peers within the product's turns
+//! - [`stage`]: a run with the product booted in it
 //! - [`worlds`]: whole worlds of a seed: honest, clumsy, hostile
 //! - [`fuzz`]: targets of a fuzzer: peers that are bytes
 //! - [`marks`]: what a run has met, to be told apart from what it only might have
@@ -35,9 +37,12 @@ pub mod grant;
 pub mod handle;
 pub mod hostile;
 pub mod journal;
+pub mod lie;
 pub mod marks;
+pub mod promise;
 pub mod random;
 pub mod run;
+pub mod schedule;
 pub mod stage;
 pub mod store;
 pub mod toolstack;

@@ -12,6 +12,8 @@ use crate::hostile::rows;
 pub const ROWS: &[(&str, &[&str])] = &[
     ("faults", crate::fault::ROWS),
     ("full rings", RINGS),
+    ("lies of a lower backend", crate::lie::Lie::MARKS),
+    ("handshakes", HANDSHAKES),
     ("ring", rows::Ring::MARKS),
     ("request, x86_64", rows::Ask::MARKS[0]),
     ("request, x86_32", rows::Ask::MARKS[1]),
@@ -27,6 +29,25 @@ pub const ROWS: &[(&str, &[&str])] = &[
 
 /// Rings that had no room for what was to go on them.
 const RINGS: &[&str] = &["frontend ring full", "lower ring full"];
+
+/// Ways to a connection, and shapes of one.
+const HANDSHAKES: &[&str] = &[
+    "Linux connects",
+    "OVMF jumps to Connected",
+    "GRUB jumps and waits for us to leave Closed",
+    "resumed, from nothing to Initialised",
+    "firmware, then Linux",
+    "kexec: reconnected with requests in flight",
+    "migration on one host: old and new at once",
+    "a ring of 1 page",
+    "a ring of 2 pages",
+    "a ring of 4 pages",
+    "a ring of 8 pages",
+    "a ring of 16 pages",
+    "laid out by x86_64",
+    "laid out by x86_32",
+    "indirect requests",
+];
 
 thread_local! {
     static HITS: RefCell<BTreeMap<&'static str, u64>> = const { RefCell::new(BTreeMap::new()) };

@@ -15,6 +15,7 @@ use crate::frontend::{Frontend, Phase};
 use crate::handle::SimXen;
 use crate::journal;
 use crate::random::Random;
+use crate::schedule::{Peers, Rate};
 use crate::store::Store;
 use crate::toolstack::{Failure, JobId, Toolstack, Vbd};
 use crate::world::{Holdings, World};
@@ -28,6 +29,11 @@ pub trait Actor {
     /// When it wants to run even if nothing stirs.
     fn timer(&self) -> Option<Instant> {
         None
+    }
+
+    /// Who it is, for the trace of a replay.
+    fn name(&self) -> String {
+        "somebody".into()
     }
 }
 
@@ -49,12 +55,10 @@ impl Actor for Store {
     fn turn(&mut self) -> bool {
         Store::turn(self)
     }
-}
 
-struct Slot {
-    actor: Rc<RefCell<dyn Actor>>,
-    /// The world's activity when it last found nothing to do.
-    idle_at: u64,
+    fn name(&self) -> String {
+        "xenstored".into()
+    }
 }
 
 /// What a domain holds, in the hypervisor and in xenstore: the same before and after, or something leaked.
@@ -92,7 +96,7 @@ pub struct Run {
     /// Choices of the test itself.
     pub random: Random,
     scheduler: Random,
-    slots: Vec<Slot>,
+    peers: Rc<Peers>,
     frontends: Vec<(DomId, SharedFrontend)>,
     domain: Option<Driven>,
     tapdom: Option<Rc<kernel::Tapdom<SimXen>>>,
@@ -111,6 +115,7 @@ impl Run {
     /// A world of which this seed decides everything: dom0, xenstored, and the domain under test created, not started.
     pub fn new(seed: u64) -> Self {
         journal::begin();
+        crate::disk::begin();
         let mut random = Random::new(seed);
         let world = World::new(random.fork());
         let store = Store::new(&world, random.fork());
@@ -118,6 +123,7 @@ impl Run {
         toolstack.create(DRIVER);
         let toolstack = Rc::new(RefCell::new(toolstack));
         let scheduler = random.fork();
+        let peers = Peers::new(&world, random.fork());
         let mut run = Run {
             seed,
             world,
@@ -125,7 +131,7 @@ impl Run {
             toolstack: toolstack.clone(),
             random,
             scheduler,
-            slots: Vec::new(),
+            peers,
             frontends: Vec::new(),
             domain: None,
             tapdom: None,
@@ -170,7 +176,22 @@ impl Run {
 
     /// One more who runs.
     pub fn add(&mut self, actor: Rc<RefCell<dyn Actor>>) {
-        self.slots.push(Slot { actor, idle_at: 0 });
+        self.peers.add(actor);
+    }
+
+    /// How often peers run within a turn of the product; the seed's choice unless this is called.
+    pub fn interleave(&mut self, rate: Rate) {
+        self.peers.set_rate(rate);
+    }
+
+    /// How often that is.
+    pub fn rate(&self) -> Rate {
+        self.peers.rate()
+    }
+
+    /// Schedule points passed within the product's turns, and turns that peers had at them.
+    pub fn points(&self) -> (u64, u64) {
+        self.peers.counts()
     }
 
     /// A lower disk of the domain under test, as its xl config has it: xvda is the first.
@@ -225,7 +246,7 @@ impl Run {
         let now = self.world.now();
         let awake = self.domain.is_some()
             && (self.busy || self.world.has_events(DRIVER) || self.timer.is_some_and(|timer| timer <= now));
-        let ready: Vec<usize> = (0..self.slots.len()).filter(|i| self.slots[*i].idle_at != activity).collect();
+        let ready = self.peers.ready();
         if ready.is_empty() && !awake {
             return self.pass(end);
         }
@@ -236,12 +257,7 @@ impl Run {
         let choice = self.scheduler.index(ready.len() + usize::from(awake));
         match ready.get(choice) {
             None => self.drive(activity),
-            Some(slot) => {
-                let actor = self.slots[*slot].actor.clone();
-                if !actor.borrow_mut().turn() {
-                    self.slots[*slot].idle_at = self.world.activity();
-                }
-            }
+            Some(slot) => drop(self.peers.turn(*slot)),
         }
         true
     }
@@ -249,9 +265,12 @@ impl Run {
     fn drive(&mut self, activity: u64) {
         let Some(domain) = &mut self.domain else { return };
         self.turns += 1;
+        self.world.count_turn();
         self.busy = false;
         self.timer = None;
-        match domain() {
+        let turns = self.turns;
+        journal::trace(|| format!("tapdom, turn {turns}"));
+        match journal::deeper(|| self.peers.beside(domain)) {
             Turn::Busy => {
                 self.busy = true;
                 self.spins = if self.world.activity() == activity { self.spins + 1 } else { 0 };
@@ -279,9 +298,10 @@ impl Run {
     /// Lets time pass to the next timer, or to `end` if that comes first.
     fn pass(&mut self, end: Instant) -> bool {
         let now = self.world.now();
-        let timers = self.slots.iter().filter_map(|slot| slot.actor.borrow().timer());
         // A timer that is due and was not taken is of one who cannot act yet.
-        let Some(next) = timers.chain(self.timer).filter(|at| *at > now).min() else { return false };
+        let Some(next) = self.peers.timers().into_iter().chain(self.timer).filter(|at| *at > now).min() else {
+            return false;
+        };
         self.steps = 0;
         self.world.set_now(next.min(end));
         true
@@ -371,9 +391,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- seed {} ---\n{}", self.seed, self.scene());
-        }
+        journal::scene(|| format!("--- seed {} ---\n{}", self.seed, self.scene()));
         self.end();
     }
 }

@@ -22,6 +22,8 @@ pub struct Stage {
     pub run: Run,
     /// The lower disk and who serves it.
     pub lower: Option<(SharedDisk, SharedBlkback)>,
+    /// Whoever gets at the whole lower disk may see what others wrote there.
+    sharers: Option<SharedModel>,
     clean: Baseline,
 }
 
@@ -67,7 +69,7 @@ impl Stage {
         assert!(ready, "never ready:\n{}", run.scene());
         run.rest(Duration::from_secs(2));
         let clean = run.baseline(DRIVER);
-        Stage { run, lower: None, clean }
+        Stage { run, lower: None, sharers: None, clean }
     }
 
     /// The lower disk.
@@ -83,7 +85,16 @@ impl Stage {
     /// A guest on the lower disk.
     pub fn on_lower(&mut self, guest: DomId) -> Guest {
         let model = Model::of(self.disk().borrow().bytes());
+        self.share_lower(&model);
         self.guest(Vbd::new(DRIVER, guest, "aio:/dev/xvda"), &model)
+    }
+
+    /// What is written to the lower disk through this model and through others is one disk's.
+    pub fn share_lower(&mut self, model: &SharedModel) {
+        match &self.sharers {
+            Some(first) => model.borrow_mut().shares(first),
+            None => self.sharers = Some(model.clone()),
+        }
     }
 
     /// A guest on memory of that many sectors.

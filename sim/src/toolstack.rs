@@ -428,4 +428,8 @@ impl Actor for Toolstack {
         });
         until.chain(self.look_at).min()
     }
+
+    fn name(&self) -> String {
+        "toolstack".into()
+    }
 }

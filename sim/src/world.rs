@@ -14,6 +14,7 @@ use xen::port::{DomId, Instant, Port, Stop};
 use crate::event::Channel;
 use crate::fault::Faults;
 use crate::grant::{Grants, Mapped};
+use crate::promise::Promises;
 use crate::random::Random;
 
 /// dom0.
@@ -59,6 +60,8 @@ pub(crate) struct Hypervisor {
     pub faults: Faults,
     pub activity: u64,
     pub handles: u64,
+    pub promises: Promises,
+    pub turns: u64,
 }
 
 /// One Xen.
@@ -85,6 +88,8 @@ impl World {
             faults: Faults::new(random),
             activity: 1,
             handles: 1,
+            promises: Promises::default(),
+            turns: 0,
         })));
         world.create(DOM0);
         crate::fault::scarce_in(&world);
@@ -138,6 +143,7 @@ impl World {
         let mut xen = self.hypervisor();
         if xen.domains.get(&id).is_some_and(|domain| domain.life == Life::Dying && !domain.grants.pinned()) {
             xen.domains.remove(&id);
+            xen.promises.forget(id);
         }
         xen.activity += 1;
     }
@@ -178,6 +184,15 @@ impl World {
         assert!(now >= xen.now, "time went backwards");
         xen.now = now;
         xen.activity += 1;
+    }
+
+    /// Turns that the domain under test has had.
+    pub fn turns(&self) -> u64 {
+        self.look().turns
+    }
+
+    pub(crate) fn count_turn(&self) {
+        self.hypervisor().turns += 1;
     }
 
     /// Counts everything that may wake somebody. An actor that had nothing to do at this count still has nothing.

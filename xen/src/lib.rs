@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`port`]: the trait [`port::Xen`], the one cut between product code and a hypervisor
 //! - [`page`]: pages that peers may write, and runs of our own
+//! - [`schedule`]: where a simulator lets peers run
 //! - [`vchan`]: byte streams that other domains open
 #![no_std]
 
@@ -17,6 +18,7 @@ pub mod limits;
 pub mod page;
 pub mod pool;
 pub mod port;
+pub mod schedule;
 pub mod store;
 pub mod sync;
 pub mod trace;

@@ -15,6 +15,8 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use protocol::mem::Memory;
 
+use crate::schedule;
+
 /// Bytes in a page.
 pub const PAGE_BYTES: usize = 4096;
 
@@ -57,42 +59,68 @@ impl Page {
         // byte in it is never accessed as a word meanwhile is the protocols' affair: none has a byte flag in a word.
         unsafe { AtomicU8::from_ptr(self.0.get().cast::<u8>().add(at)) }
     }
-}
 
-impl Memory for Page {
-    fn load(&self, at: usize) -> u32 {
-        u32::from_le(self.word(at).load(Ordering::Acquire))
-    }
-
-    fn store(&self, at: usize, value: u32) {
-        self.word(at).store(value.to_le(), Ordering::Release);
-    }
-
-    fn read(&self, at: usize, into: &mut [u8]) {
+    fn fetch(&self, at: usize, into: &mut [u8]) {
         assert!(at <= PAGE_BYTES && into.len() <= PAGE_BYTES - at);
         // SAFETY: the source is inside the page (asserted), the destination is a private borrow of the same length.
         unsafe { copy(self.0.get().cast::<u8>().add(at), into.as_mut_ptr(), into.len()) }
     }
 
-    fn write(&self, at: usize, from: &[u8]) {
+    fn put(&self, at: usize, from: &[u8]) {
         assert!(at <= PAGE_BYTES && from.len() <= PAGE_BYTES - at);
         // SAFETY: the destination is inside the page (asserted), the source is a private borrow of the same length.
         unsafe { copy(from.as_ptr(), self.0.get().cast::<u8>().add(at), from.len()) }
     }
+}
+
+impl Memory for Page {
+    fn load(&self, at: usize) -> u32 {
+        schedule::point();
+        u32::from_le(self.word(at).load(Ordering::Acquire))
+    }
+
+    fn store(&self, at: usize, value: u32) {
+        schedule::point();
+        self.word(at).store(value.to_le(), Ordering::Release);
+    }
+
+    fn read(&self, at: usize, into: &mut [u8]) {
+        schedule::point();
+        let cut = schedule::cut(into.len());
+        if cut > 0 {
+            self.fetch(at, &mut into[..cut]);
+            schedule::point();
+        }
+        self.fetch(at + cut, &mut into[cut..]);
+    }
+
+    fn write(&self, at: usize, from: &[u8]) {
+        schedule::point();
+        let cut = schedule::cut(from.len());
+        if cut > 0 {
+            self.put(at, &from[..cut]);
+            schedule::point();
+        }
+        self.put(at + cut, &from[cut..]);
+    }
 
     fn load8(&self, at: usize) -> u8 {
+        schedule::point();
         self.byte(at).load(Ordering::Acquire)
     }
 
     fn store8(&self, at: usize, value: u8) {
+        schedule::point();
         self.byte(at).store(value, Ordering::Release);
     }
 
     fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
+        schedule::point();
         self.byte(at).fetch_or(bits, Ordering::SeqCst)
     }
 
     fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
+        schedule::point();
         self.byte(at).fetch_and(bits, Ordering::SeqCst)
     }
 }

@@ -28,6 +28,9 @@ use xen_sys::memory::XENMAPSPACE_shared_info;
 
 use crate::machine::Machine;
 
+#[cfg(target_os = "none")]
+const _: () = assert!(!xen::schedule::ON, "the image was built with the simulator's schedule points");
+
 /// Called once, by `entry`, on the main stack.
 extern "C" fn start(start_info: u64) -> ! {
     let began = clock::counter();

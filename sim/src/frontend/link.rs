@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use protocol::mem::Memory;
 use xen::page::{PAGE_BYTES, PageRef};
-use xen::port::{Access, DomId, GrantRef, Port};
+use xen::port::{Access, DomId, GrantRef, Port, Way};
 
 use crate::blkif::{
     Body, FrontRing, Layout, Request, Response, SECTOR, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Segment, status,
@@ -25,6 +25,8 @@ struct Piece {
 }
 
 struct Flight {
+    /// The turn of the domain under test at which it was asked; none where nobody looked for the answer.
+    turn: Option<u64>,
     io: Io,
     pieces: Vec<Piece>,
     tables: Vec<GrantRef>,
@@ -36,6 +38,8 @@ pub(crate) struct Done {
     pub status: i16,
     /// What was read.
     pub data: Vec<u8>,
+    /// Turns of the domain under test from question to answer; none where nobody looked for it.
+    pub turns: Option<u64>,
 }
 
 /// How to make one.
@@ -125,7 +129,7 @@ impl Link {
                 self.body(&pieces, &mut tables)
             }
         };
-        self.flights.insert(id, Flight { io, pieces, tables });
+        self.flights.insert(id, Flight { turn: Some(self.world.turns()), io, pieces, tables });
         // A flush names no place; Linux leaves whatever was there.
         let sector = if op == crate::blkif::op::FLUSH { self.random.next() } else { sector };
         Request { op, id, sector, body }
@@ -149,6 +153,8 @@ impl Link {
             }
             let access = if data.is_some() { Access::ReadOnly } else { Access::ReadWrite };
             let grant = self.world.lend(self.guest, &page, self.backend, access).expect("a guest's table is large");
+            let way = if data.is_some() { Way::In } else { Way::Out };
+            self.world.promise(self.guest, grant, way, first * SECTOR..(first + size) * SECTOR);
             pieces.push(Piece { page, grant, first, sectors: size });
             done += size;
         }
@@ -170,9 +176,16 @@ impl Link {
                 table.write(8 * i, &segment(piece).encode());
             }
             let grant = self.world.lend(self.guest, &table, self.backend, Access::ReadOnly);
-            tables.push(grant.expect("a guest's table is large"));
+            let grant = grant.expect("a guest's table is large");
+            self.world.promise(self.guest, grant, Way::In, 0..8 * pieces.len());
+            tables.push(grant);
         }
         Body::Indirect { count: pieces.len() as u16, pages: tables.clone() }
+    }
+
+    /// Nobody looks for answers for a while: how long those take that are due now tells nothing.
+    pub fn look_away(&mut self) {
+        self.flights.values_mut().for_each(|flight| flight.turn = None);
     }
 
     /// Takes all answers there are, and asks for an event at the next.
@@ -198,6 +211,7 @@ impl Link {
             return Err(format!("status {status}"));
         }
         for grant in flight.pieces.iter().map(|piece| piece.grant).chain(flight.tables) {
+            self.world.settle(self.guest, grant);
             let ended = self.world.reclaim(self.guest, grant);
             ended.map_err(|_| format!("answered {id:#x} while its page is still mapped"))?;
         }
@@ -213,7 +227,10 @@ impl Link {
         }
         match &flight.io {
             Io::Write { data: meant, .. } if *meant != data => Err(format!("{id:#x} changed the page it was to write")),
-            _ => Ok(Done { io: flight.io, status, data }),
+            _ => {
+                let turns = flight.turn.map(|turn| self.world.turns() - turn);
+                Ok(Done { io: flight.io, status, data, turns })
+            }
         }
     }
 
@@ -223,7 +240,8 @@ impl Link {
         let mut grants = self.grants;
         let mut ios = Vec::new();
         for flight in self.flights.into_values() {
-            grants.extend(flight.pieces.iter().map(|piece| piece.grant).chain(flight.tables));
+            let all = flight.pieces.iter().map(|piece| piece.grant).chain(flight.tables);
+            grants.extend(all.inspect(|grant| self.world.settle(self.guest, *grant)));
             ios.push(flight.io);
         }
         (ios, grants)

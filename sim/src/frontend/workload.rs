@@ -1,6 +1,7 @@
 //! What a guest asks of its disk: one [`Io`], or a seeded stream of them.
 
 use crate::blkif::{SECTOR, op};
+use crate::promise::own;
 use crate::random::Random;
 
 /// One request, as the guest's block layer means it.
@@ -98,8 +99,8 @@ impl Workload {
         Workload { writes: 0, flushes: 0, discards: 0, ..Workload::mixed(requests) }
     }
 
-    /// The next request for a disk of that size, no longer than `longest`.
-    pub(crate) fn next(&mut self, random: &mut Random, disk: u64, longest: u64) -> Io {
+    /// The next request for a disk of that size, no longer than `longest`, with what it writes marked as of `owner`.
+    pub(crate) fn next(&mut self, random: &mut Random, disk: u64, longest: u64, owner: u64) -> Io {
         let longest = longest.min(self.sectors_max).min(disk);
         // Small ones are as frequent as large ones; file systems like 8.
         let sectors = match random.below(4) {
@@ -117,6 +118,7 @@ impl Workload {
         if draw < self.writes {
             let mut data = vec![0; sectors as usize * SECTOR];
             random.fill_sectors(&mut data);
+            own(&mut data, owner);
             Io::Write { sector, data }
         } else if draw < self.writes + self.flushes {
             Io::Flush

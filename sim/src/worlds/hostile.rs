@@ -22,6 +22,7 @@ use crate::marks;
 use crate::run::{Baseline, DRIVER};
 use crate::stage::{Guest, Stage, XVDA};
 use crate::toolstack::{Kind, Vbd};
+use crate::worlds::Report;
 
 /// Sectors of a partition.
 const PART: u64 = 1024;
@@ -67,11 +68,11 @@ struct Scene {
 }
 
 /// Plays the world of this seed.
-pub fn play(seed: u64) {
+pub fn play(seed: u64) -> Report {
     let mut scene = Scene::new(seed);
     scene.begin();
     scene.middle();
-    scene.end();
+    scene.end()
 }
 
 impl Scene {
@@ -260,7 +261,8 @@ impl Scene {
         }
     }
 
-    fn end(mut self) {
+    fn end(mut self) -> Report {
+        let mut report = Report::default();
         self.grace.set(Instant(u64::MAX));
         let mut guests: Vec<DomId> = self.bad.iter().map(|bad| bad.vbd.guest).collect();
         guests.dedup();
@@ -271,6 +273,7 @@ impl Scene {
         self.bad.iter().for_each(|bad| bad.hostile.borrow_mut().kill());
         for guest in std::mem::take(&mut self.honest) {
             self.stage.detach(&guest);
+            report.guest(&guest.front.borrow().tally);
         }
         self.stage.run.rest(Duration::from_secs(2));
         let errors = self.stage.run.store.list(&format!("/local/domain/{}/error", DRIVER.0));
@@ -284,6 +287,8 @@ impl Scene {
         let seconds = self.stage.run.world.now().0 / 1_000_000_000;
         let most = 20 + self.attaches * (20 + seconds);
         assert!(journal::said() <= most, "{} lines in the log, {most} are the most", journal::said());
+        report.add(&Report::of(&self.stage));
+        report
     }
 }
 

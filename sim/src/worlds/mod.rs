@@ -1,6 +1,19 @@
 //! Whole worlds, each decided by one seed: what `make sim` plays by the thousand and a failure replays.
+//!
+//! # Layout
+//! - [`honest`], [`clumsy`], [`hostile`]: what happens in a world of each kind
+//! - [`liar`]: some of the clumsy ones: a lower backend that lies
+//! - [`report`]: what a world was made of, to be added up
 
+pub mod clumsy;
+pub mod honest;
 pub mod hostile;
+pub mod liar;
+pub mod report;
+
+pub use report::Report;
+
+use crate::marks;
 
 /// Who the guests of a world are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +27,28 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 3] = [Kind::Honest, Kind::Clumsy, Kind::Hostile];
+
     /// The kind that a seed of a campaign plays: a third each.
     pub fn of(seed: u64) -> Kind {
-        [Kind::Honest, Kind::Clumsy, Kind::Hostile][(seed % 3) as usize]
+        Kind::ALL[(seed % 3) as usize]
     }
+}
+
+/// Plays one world from its boot to its end, with every oracle; what is wrong is a panic.
+pub fn play(kind: Kind, seed: u64) -> Report {
+    marks::take();
+    let mut report = match kind {
+        Kind::Honest => honest::play(seed),
+        // Every second one, of seeds that are 1 more than a multiple of 3.
+        Kind::Clumsy if seed.is_multiple_of(2) => liar::play(seed),
+        Kind::Clumsy => clumsy::play(seed),
+        Kind::Hostile => hostile::play(seed),
+    };
+    report.worlds = 1;
+    for (mark, times) in marks::take() {
+        *report.marks.entry(mark.into()).or_default() += times;
+    }
+    report
 }
