@@ -15,6 +15,8 @@ use crate::place::Domain;
 /// What it was asked and what it serves.
 #[derive(Debug, Default)]
 pub struct World {
+    /// The dialect of its channel is the RFC's.
+    pub rfc: bool,
     /// The rings that are connected, and to which minor.
     pub rings: Vec<(Vdev, u16)>,
     /// The requests, in the words of the message's names.
@@ -89,14 +91,15 @@ impl Read for Ear {
 impl Write for Ear {
     fn write(&mut self, from: &[u8]) -> io::Result<usize> {
         self.request.extend_from_slice(from);
-        let size = Dialect::Blktap.message_bytes();
+        let dialect = if self.world.lock().unwrap().rfc { Dialect::Rfc } else { Dialect::Blktap };
+        let size = dialect.message_bytes();
         while self.request.len() >= size {
             let request: Vec<u8> = self.request.drain(..size).collect();
-            let message = Message::decode(Dialect::Blktap, &request).unwrap();
+            let message = Message::decode(dialect, &request).unwrap();
             for body in self.world.lock().unwrap().answer(&message) {
                 let mut bytes = [0; MESSAGE_BYTES_MAX];
                 let answer = Message { cookie: message.cookie, body };
-                self.answer.extend(answer.encode(Dialect::Blktap, &mut bytes).unwrap().iter());
+                self.answer.extend(answer.encode(dialect, &mut bytes).unwrap().iter());
             }
         }
         Ok(from.len())
@@ -124,7 +127,8 @@ impl World {
             Body::DiskInfo => vec![Body::DiskInfoRsp(Image { sectors: 24576, sector_size: 512, info: self.info })],
             Body::XenblkifConnect(blkif) => {
                 if self.rings.iter().any(|(vdev, _)| *vdev == blkif.vdev) {
-                    return fail(114);
+                    let served = Response { error: if self.rfc { 17 } else { 114 }, message: Text::EMPTY };
+                    return vec![if self.rfc { Body::XenblkifConnectRsp(served) } else { Body::Error(served) }];
                 }
                 self.rings.push((blkif.vdev, message.cookie));
                 vec![Body::XenblkifConnectRsp(done)]

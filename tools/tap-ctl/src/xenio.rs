@@ -214,7 +214,7 @@ impl<'a> Keeper<'a> {
         };
         match talk.connect(named.minor, blkif) {
             // It is ours, from before we were started anew.
-            Err(why) if why.errno() == Errno::ALREADY => {}
+            Err(why) if why.errno() == served_already(self.setting.dialect) => {}
             connected => connected.map_err(named_here)?,
         }
         self.disk.served = Some((domain.id, named.minor));
@@ -298,6 +298,14 @@ impl<'a> Keeper<'a> {
             all.push((own_node.clone(), state.text().to_owned()));
         }
         tree.write_if(&own_node, own, &all)
+    }
+}
+
+/// What CONNECT of a ring is answered with that is served already.
+fn served_already(dialect: Dialect) -> Errno {
+    match dialect {
+        Dialect::Rfc => Errno::EXIST,
+        Dialect::Blktap => Errno::ALREADY,
     }
 }
 

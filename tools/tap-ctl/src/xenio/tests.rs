@@ -167,19 +167,22 @@ fn a_state_is_not_said_twice() {
 
 #[test]
 fn started_anew_under_a_guest_that_is_connected() {
-    let host = Scripted::new();
-    let setting = setting(&host);
-    let mut tree = Memory::with_disk();
-    tree.guest_says("4");
-    tree.set(&format!("{HOME}/state"), "4");
-    host.world.lock().unwrap().rings.push((Vdev { domid: 7, devid: 51712 }, 3));
-    let mut keeper = Keeper::new(&setting, (7, 51712));
-    assert_eq!(keeper.turn(&mut tree), Ok(Went::Still));
-    assert_eq!((tree.back("state"), tree.back("sectors")), ("4", "24576"));
-    // The ring is known for ours, and let go with the directory.
-    tree.remove(HOME);
-    assert_eq!(keeper.turn(&mut tree), Ok(Went::Away));
-    assert!(host.world.lock().unwrap().rings.is_empty());
+    for dialect in Dialect::ALL {
+        let host = Scripted::new();
+        let setting = Setting { dialect, ..setting(&host) };
+        host.world.lock().unwrap().rfc = dialect == Dialect::Rfc;
+        let mut tree = Memory::with_disk();
+        tree.guest_says("4");
+        tree.set(&format!("{HOME}/state"), "4");
+        host.world.lock().unwrap().rings.push((Vdev { domid: 7, devid: 51712 }, 3));
+        let mut keeper = Keeper::new(&setting, (7, 51712));
+        assert_eq!(keeper.turn(&mut tree), Ok(Went::Still));
+        assert_eq!((tree.back("state"), tree.back("sectors")), ("4", "24576"));
+        // The ring is known for ours, and let go with the directory.
+        tree.remove(HOME);
+        assert_eq!(keeper.turn(&mut tree), Ok(Went::Away));
+        assert!(host.world.lock().unwrap().rings.is_empty());
+    }
 }
 
 #[test]
