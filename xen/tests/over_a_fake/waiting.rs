@@ -42,9 +42,12 @@ fn a_bell_is_heard_by_all_who_listen_once_a_ring() {
     assert!(bell.poll(&mut mine, &mut Context::from_waker(&first)).is_pending());
     assert!(bell.poll(&mut theirs, &mut Context::from_waker(&second)).is_pending());
     bell.ring();
-    assert_eq!((one.get(), two.get(), bell.rung()), (1, 1, 1), "asked twice, woken once");
+    let once = one.get();
+    // Whether two wakers are one can only be guessed, and an interpreter makes the guess fail.
+    assert!(once == 1 || cfg!(miri), "asked twice, woken once");
+    assert_eq!((two.get(), bell.rung()), (1, 1));
     bell.ring();
-    assert_eq!((one.get(), two.get()), (1, 1), "nobody waited");
+    assert_eq!((one.get(), two.get()), (once, 1), "nobody waited");
     let mut cx = Context::from_waker(Waker::noop());
     assert!(bell.poll(&mut mine, &mut cx).is_ready() && bell.poll(&mut mine, &mut cx).is_pending());
     assert!(bell.poll(&mut theirs, &mut cx).is_ready());
