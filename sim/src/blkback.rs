@@ -35,6 +35,10 @@ pub struct Options {
     pub flush: bool,
     /// `feature-discard`.
     pub discard: bool,
+    /// `physical-sector-size`.
+    pub physical_bytes: u64,
+    /// `discard-granularity`.
+    pub granularity_bytes: u64,
     /// `mode` is `r`: it refuses to write.
     pub read_only: bool,
     /// This many of the next requests fail.
@@ -55,6 +59,9 @@ impl Default for Options {
             persistent: true,
             flush: true,
             discard: true,
+            // A loop device over a file in tmpfs.
+            physical_bytes: 512,
+            granularity_bytes: 4096,
             read_only: false,
             failures: 0,
             latency: Duration::ZERO,
@@ -71,6 +78,8 @@ impl Options {
             order: random.below(5) as u32,
             indirect: random.pick(&[0, 16, 256]),
             persistent: random.one_in(2),
+            physical_bytes: random.pick(&[512, 4096]),
+            granularity_bytes: random.pick(&[512, 4096, 65536]),
             latency: Duration::from_micros(random.pick(&[0, 0, 500, 20_000])),
             ..Options::default()
         }
@@ -230,13 +239,13 @@ impl Blkback {
         self.put("feature-barrier", 0);
         self.put("feature-discard", self.options.discard.into());
         if self.options.discard {
-            self.put("discard-granularity", 512);
+            self.put("discard-granularity", self.options.granularity_bytes);
             self.put("discard-alignment", 0);
             self.put("discard-secure", 0);
         }
         self.put("sectors", self.disk.borrow().sectors());
         self.put("sector-size", 512);
-        self.put("physical-sector-size", 4096);
+        self.put("physical-sector-size", self.options.physical_bytes);
         self.put("info", if self.options.read_only { 4 } else { 0 });
     }
 

@@ -187,6 +187,11 @@ impl Model {
         self.certain.resize(sectors as usize, false);
     }
 
+    /// What it holds, certain or not.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Compares with a whole disk, where certain. Returns the first sector that is wrong.
     pub fn compare(&self, disk: &[u8]) -> Result<(), usize> {
         let wrong =

@@ -61,6 +61,14 @@ impl Stage {
         Stage { lower: Some((disk, back)), ..Stage::boot(run) }
     }
 
+    /// The product with this disk below it, served with these manners, as the device of that number.
+    pub fn over(seed: u64, devid: u32, disk: &SharedDisk, manners: crate::blkback::Options) -> Self {
+        let mut run = Run::new(seed);
+        let back = run.lower(devid, disk);
+        back.borrow_mut().options = manners;
+        Stage { lower: Some((disk.clone(), back)), ..Stage::boot(run) }
+    }
+
     /// The product booted in a run that was prepared.
     pub fn boot(mut run: Run) -> Self {
         run.boot();

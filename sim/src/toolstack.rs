@@ -99,7 +99,8 @@ impl Vbd {
             ("type", kind.into()),
             ("mode", if self.writable { "w" } else { "r" }.into()),
             ("device-type", "disk".into()),
-            ("discard-enable", "1".into()),
+            // libxl's default: whether the disk may be written.
+            ("discard-enable", u8::from(self.writable).to_string()),
             ("specification", "xen".into()),
         ];
         if self.kind == Kind::Qdisk {
@@ -261,6 +262,16 @@ impl Toolstack {
         self.disks.push(disk.clone());
     }
 
+    /// Takes the frontend's directory away, as somebody in dom0 may who has a driver forget its device.
+    pub fn remove_frontend(&mut self, disk: &Vbd) {
+        self.client.remove(&disk.frontend_dir()).expect("dom0 may");
+    }
+
+    /// Makes it again, beside the backend's, which stands.
+    pub fn place_frontend(&mut self, disk: &Vbd) {
+        self.client.together(|store| self.write_frontend(store, disk)).expect("dom0 may");
+    }
+
     /// `xl block-detach`, without force.
     pub fn detach(&mut self, disk: &Vbd) -> JobId {
         let wait = self.ask_to_close(disk);
@@ -289,19 +300,21 @@ impl Toolstack {
         let (backend, guest) = (disk.backend.0, disk.guest.0);
         let (back_dir, front_dir, private_dir) = (disk.backend_dir(), disk.frontend_dir(), disk.private_dir());
         // The parents belong to dom0 and can be read by the backend, because its home can.
-        let fill = |dir: &str, nodes: &[(&str, String)]| -> Result<(), Errno> {
-            nodes.iter().try_for_each(|(key, value)| store.write(&format!("{dir}/{key}"), value))
-        };
-        store.mkdir(&front_dir)?;
-        store.permit(&front_dir, &[&format!("n{guest}"), &format!("r{backend}")])?;
-        fill(&front_dir, &disk.frontend_nodes())?;
+        self.write_frontend(store, disk)?;
         store.mkdir(&back_dir)?;
         store.permit(&back_dir, &[&format!("n{backend}"), &format!("r{guest}")])?;
-        fill(&back_dir, &disk.backend_nodes())?;
+        fill(store, &back_dir, &disk.backend_nodes())?;
         store.mkdir(&private_dir)?;
         store.write(&format!("{private_dir}/frontend"), &front_dir)?;
         store.write(&format!("{private_dir}/backend"), &back_dir)?;
-        fill(&private_dir, &disk.backend_nodes())
+        fill(store, &private_dir, &disk.backend_nodes())
+    }
+
+    fn write_frontend(&self, store: &Client, disk: &Vbd) -> Result<(), Errno> {
+        let dir = disk.frontend_dir();
+        store.mkdir(&dir)?;
+        store.permit(&dir, &[&format!("n{}", disk.guest.0), &format!("r{}", disk.backend.0)])?;
+        fill(store, &dir, &disk.frontend_nodes())
     }
 
     fn ask_to_close(&self, disk: &Vbd) -> Wait {
@@ -393,6 +406,10 @@ impl Toolstack {
             at = up;
         }
     }
+}
+
+fn fill(store: &Client, dir: &str, nodes: &[(&str, String)]) -> Result<(), Errno> {
+    nodes.iter().try_for_each(|(key, value)| store.write(&format!("{dir}/{key}"), value))
 }
 
 impl Actor for Toolstack {

@@ -24,7 +24,8 @@ fn a_guest_reads_what_it_wrote() {
         let disk = Disk::random(4096, &mut run.random);
         let model = Model::of(disk.borrow().bytes());
         let front = run.frontend(GUEST, XVDA, &model);
-        front.borrow_mut().options = Options::any(&mut run.random);
+        // The backend here would keep its pages.
+        front.borrow_mut().options = Options { persistent: false, ..Options::any(&mut run.random) };
         let clean = run.baseline(GUEST);
         let back = run.serve(GUEST, XVDA, &disk);
         back.borrow_mut().options = BackOptions::any(&mut run.random);
@@ -50,7 +51,7 @@ fn every_handshake_ends_connected_and_comes_back() {
         let model = Model::zeroes(512);
         let front = run.frontend(GUEST, XVDA, &model);
         let style = run.random.pick(&[Style::Linux, Style::Ovmf, Style::Resumed]);
-        front.borrow_mut().options.style = style;
+        front.borrow_mut().options = Options { style, persistent: false, ..Options::default() };
         run.serve(GUEST, XVDA, &disk);
         run.connected(&front);
         front.borrow_mut().work(Workload { sectors_max: 88, ..Workload::writing(50) });
@@ -70,6 +71,7 @@ fn the_same_seed_is_the_same_run() {
         let disk = Disk::random(512, &mut run.random);
         let model = Model::of(disk.borrow().bytes());
         let front = run.frontend(GUEST, XVDA, &model);
+        front.borrow_mut().options.persistent = false;
         let back = run.serve(GUEST, XVDA, &disk);
         back.borrow_mut().options.latency = Duration::from_micros(300);
         run.connected(&front);

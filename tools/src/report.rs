@@ -13,6 +13,8 @@ pub enum Line {
     Step(String),
     /// Kept in the report file, shown only when something failed.
     Detail(String),
+    /// A line of the record of this name.
+    Record(String, String),
     /// A scenario begins.
     Start(String),
     /// A scenario held, after so many milliseconds.
@@ -30,6 +32,7 @@ impl fmt::Display for Line {
         match self {
             Line::Step(text) => write!(f, "step {}", flat(text)),
             Line::Detail(text) => write!(f, "detail {}", flat(text)),
+            Line::Record(name, text) => write!(f, "record {name} {text}"),
             Line::Start(name) => write!(f, "start {name}"),
             Line::Pass(name, ms) => write!(f, "pass {name} {ms}"),
             Line::Fail(name, ms, why) => write!(f, "fail {name} {ms} {}", flat(why)),
@@ -53,6 +56,10 @@ impl FromStr for Line {
         Ok(match kind {
             "step" => Line::Step(rest.to_owned()),
             "detail" => Line::Detail(rest.to_owned()),
+            "record" => {
+                let (name, text) = rest.split_once(' ').context("a record without a name")?;
+                Line::Record(name.to_owned(), text.to_owned())
+            }
             "start" => Line::Start(rest.to_owned()),
             "pass" => {
                 let (name, ms) = rest.split_once(' ').context("a verdict without its time")?;
@@ -169,6 +176,8 @@ mod tests {
         for line in [
             Line::Step("Xen is up".into()),
             Line::Detail(String::new()),
+            Line::Record("ram".into(), "  backend/state = 4".into()),
+            Line::Record("ram".into(), String::new()),
             Line::Start("ready".into()),
             Line::Pass("ready".into(), 1234),
             Line::Fail("ready".into(), 9, "it said nothing".into()),

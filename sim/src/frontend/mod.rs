@@ -53,6 +53,9 @@ pub struct Options {
     pub order: u32,
     /// Segments it would put in an indirect request; 0 is a guest that knows of none.
     pub indirect: usize,
+    /// It says that it could keep pages granted, as Linux does by default. It never does, which only a backend that offers
+    /// the same would mind.
+    pub persistent: bool,
     /// It closes without waiting for what is under way, as a crash kernel does.
     pub abrupt: bool,
     /// It bears errors; else an error is a panic.
@@ -64,7 +67,16 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let (style, layout) = (Style::Linux, Layout::X86_64);
-        Options { style, layout, order: 0, indirect: 32, abrupt: false, errors: false, credulous: false }
+        Options {
+            style,
+            layout,
+            order: 0,
+            indirect: 32,
+            persistent: true,
+            abrupt: false,
+            errors: false,
+            credulous: false,
+        }
     }
 }
 
@@ -139,6 +151,37 @@ pub struct Offer {
     pub discard: bool,
     /// Indirect segments.
     pub indirect: usize,
+    /// Its physical sector.
+    pub physical_size: u64,
+    /// The smallest range it discards, in bytes.
+    pub granularity: u64,
+    /// Where the first of those begins, in bytes.
+    pub alignment: u64,
+    /// How much it discards at once, in sectors: Linux looks at the size for that when it connects, and not again.
+    pub discard_sectors: u64,
+}
+
+impl Offer {
+    /// What Linux makes of it (`blkif_set_queue_limits` and what follows it), under the names of its sysfs.
+    pub fn limits(&self, segments_max: usize) -> Vec<(&'static str, String)> {
+        let discard = |value: u64| if self.discard { value } else { 0 };
+        let granularity = if self.granularity == 0 { self.physical_size } else { self.granularity };
+        let text = |name, value: u64| (name, value.to_string());
+        vec![
+            text("size", self.sectors),
+            text("ro", u64::from(self.info & 4 != 0)),
+            text("discard_alignment", discard(self.alignment)),
+            text("queue/logical_block_size", self.sector_size),
+            text("queue/physical_block_size", self.physical_size),
+            text("queue/discard_granularity", discard(granularity)),
+            text("queue/discard_max_bytes", discard(self.discard_sectors * 512)),
+            text("queue/max_segments", segments_max as u64),
+            text("queue/max_segment_size", 4096),
+            text("queue/max_hw_sectors_kb", segments_max as u64 * 4),
+            ("queue/write_cache", if self.flush { "write back" } else { "write through" }.into()),
+            text("queue/fua", 0),
+        ]
+    }
 }
 
 /// One frontend.
@@ -158,6 +201,10 @@ pub struct Frontend {
     workload: Option<Workload>,
     deferred: Vec<GrantRef>,
     again: Option<Style>,
+    /// It has been here before, and the backend may not have noticed that it is back.
+    returning: bool,
+    /// Its driver is taken from the device.
+    unbound: bool,
     /// How it behaves; may be changed between connections.
     pub options: Options,
     /// What came of it.
@@ -192,6 +239,8 @@ impl Frontend {
             workload: None,
             deferred: Vec::new(),
             again: None,
+            returning: false,
+            unbound: false,
             options: Options::default(),
             tally: Tally::default(),
             offer: Offer::default(),
@@ -202,6 +251,11 @@ impl Frontend {
     /// Where it is.
     pub fn phase(&self) -> Phase {
         self.phase
+    }
+
+    /// What its kernel makes of the disk, once connected.
+    pub fn limits(&self) -> Vec<(&'static str, String)> {
+        self.offer.limits(self.link.as_ref().map_or(0, |link| link.segments_max))
     }
 
     /// Whether it is connected with nothing to do and nothing under way.
@@ -259,6 +313,12 @@ impl Frontend {
         self.world.stir();
     }
 
+    /// The driver is taken from the device, as by `unbind` in Linux's sysfs: it goes to Closed and says no Closing.
+    pub fn unbind(&mut self) {
+        self.unbound = true;
+        self.close(None);
+    }
+
     /// The guest is gone, from one moment to the next.
     pub fn kill(&mut self) {
         if let Some(link) = self.link.take() {
@@ -301,14 +361,18 @@ impl Frontend {
         }
         let back = self.back("state").unwrap_or(0);
         match (self.phase, back) {
-            (Phase::Initialising, 2) => self.connect(3),
+            (Phase::Initialising, 2) => {
+                self.returning = false;
+                self.connect(3);
+            }
             (Phase::Offered, 4) => self.connected(),
             (Phase::Offered, 5..) if self.options.style.jumps() => {
                 self.fail(&format!("the backend went to {back} while firmware waits for 4"))
             }
             (Phase::Connected, 4) => self.look(),
-            // At 1, a 6 is only what the last connection left.
-            (Phase::Initialising, 5) | (Phase::Offered | Phase::Connected, 5 | 6) => {
+            // What the last connection left: a kernel that comes back waits for the end of that before it looks.
+            (Phase::Initialising, 6) if self.returning => {}
+            (Phase::Initialising | Phase::Offered | Phase::Connected, 5 | 6) => {
                 self.phase = Phase::Draining;
                 self.workload = None;
                 self.wanted.clear();
@@ -362,7 +426,7 @@ impl Frontend {
                 }
             }
             put("event-channel", link.port.0)?;
-            put("feature-persistent", 0)?;
+            put("feature-persistent", u32::from(self.options.persistent && !self.options.style.jumps()))?;
             store.write(&format!("{}/protocol", self.dir), layout.protocol())
         });
         self.link = Some(link);
@@ -386,13 +450,18 @@ impl Frontend {
 
     /// Reads what the backend says of the disk: at first, and whenever it writes its state again.
     fn look(&mut self) {
+        let sectors = self.back("sectors").unwrap_or_else(|| self.fail("connected without sectors"));
         let offer = Offer {
-            sectors: self.back("sectors").unwrap_or_else(|| self.fail("connected without sectors")),
+            sectors,
             sector_size: self.back("sector-size").unwrap_or_else(|| self.fail("connected without sector-size")),
             info: self.back("info").unwrap_or_else(|| self.fail("connected without info")),
             flush: self.back("feature-flush-cache") == Some(1),
             discard: self.back("feature-discard") == Some(1),
             indirect: self.back("feature-max-indirect-segments").unwrap_or(0) as usize,
+            physical_size: self.back("physical-sector-size").or(self.back("sector-size")).unwrap_or(0),
+            granularity: self.back("discard-granularity").unwrap_or(0),
+            alignment: self.back("discard-alignment").unwrap_or(0),
+            discard_sectors: if self.phase == Phase::Connected { self.offer.discard_sectors } else { sectors },
         };
         if offer.sectors != self.model.borrow().sectors() {
             self.model.borrow_mut().resize(offer.sectors);
@@ -432,6 +501,7 @@ impl Frontend {
         let Some(style) = self.again.take() else { return };
         self.options.style = style;
         self.phase = Phase::Initialising;
+        self.returning = true;
         self.begin();
     }
 
@@ -455,8 +525,9 @@ impl Frontend {
         if self.in_flight() > 0 && !self.options.abrupt {
             return false;
         }
-        // Who is asked to close goes straight to 6; who closes of its own will says so first.
-        let asked = matches!(self.back("state"), Some(5 | 6) | None);
+        // Who is asked to close goes straight to 6; who closes of its own will says so first, but for a driver that is
+        // only taken away.
+        let asked = std::mem::take(&mut self.unbound) || matches!(self.back("state"), Some(5 | 6) | None);
         self.phase = if asked { Phase::Closed } else { Phase::Closing };
         self.state(if asked { 6 } else { 5 });
         self.follow();

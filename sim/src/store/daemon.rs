@@ -104,6 +104,9 @@ pub struct Daemon {
     peers: BTreeMap<u32, Peer>,
     next_peer: u32,
     next_transaction: u32,
+    /// Nodes of which every value is noted, and those values. A watcher may miss one; this does not.
+    witnessed: Vec<String>,
+    pub(crate) witness: Vec<(String, Option<String>)>,
 }
 
 impl Daemon {
@@ -115,7 +118,19 @@ impl Daemon {
             peers: BTreeMap::new(),
             next_peer: 1,
             next_transaction: 1,
+            witnessed: Vec::new(),
+            witness: Vec::new(),
         }
+    }
+
+    /// Begins to note every value of these nodes, with those that they have now.
+    pub(crate) fn begin_witness(&mut self, nodes: Vec<String>) {
+        self.witness = nodes.iter().map(|node| (node.clone(), self.value(node))).collect();
+        self.witnessed = nodes;
+    }
+
+    fn value(&self, path: &str) -> Option<String> {
+        Some(String::from_utf8_lossy(&self.tree.get(path)?.value).into_owned())
     }
 
     /// The nodes.
@@ -348,6 +363,9 @@ impl Daemon {
 
     fn fire(&mut self, fired: &[Fired]) {
         for change in fired {
+            if self.witnessed.contains(&change.path) {
+                self.witness.push((change.path.clone(), self.value(&change.path)));
+            }
             for peer in self.peers.values_mut() {
                 if !hears(&self.tree, peer.domain, change) {
                     continue;

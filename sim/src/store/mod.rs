@@ -92,6 +92,29 @@ impl Store {
         self.daemon.borrow().watches(domain)
     }
 
+    /// Notes every value of these nodes from now on.
+    pub fn begin_witness(&self, nodes: Vec<String>) {
+        self.daemon.borrow_mut().begin_witness(nodes);
+    }
+
+    /// The values so far, each with its node, in order; none where the node was gone.
+    pub fn witness(&self) -> Vec<(String, Option<String>)> {
+        self.daemon.borrow().witness.clone()
+    }
+
+    /// A directory with all below it, parents first, by name: path, value, and permissions as on the wire.
+    pub fn nodes(&self, path: &str) -> Vec<(String, String, Vec<String>)> {
+        let daemon = self.daemon.borrow();
+        let tree = daemon.tree();
+        let paths = tree.subtree(path).into_iter();
+        let node = paths.filter_map(|at| {
+            let node = tree.get(&at)?;
+            let permissions = node.permissions.iter().map(tree::Permission::text).collect();
+            Some((at, String::from_utf8_lossy(&node.value).into_owned(), permissions))
+        });
+        node.collect()
+    }
+
     /// A whole directory as lines `path = value`, sorted; for messages of tests and comparisons with a real store.
     pub fn list(&self, path: &str) -> Vec<String> {
         let daemon = self.daemon.borrow();

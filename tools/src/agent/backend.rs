@@ -26,6 +26,7 @@ pub enum Source {
 }
 
 /// A backend at work.
+#[derive(Clone)]
 pub struct Server {
     /// Which of the two.
     pub kind: Backend,

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::mount::MountFlags;
 
-use super::pattern::{self, mix};
 use super::process::run;
 use super::system::{mount_at, unmount_at};
+use records::pattern::{self, mix};
 
 /// Formatting or checking a disk of some hundred megabytes.
 const LIMIT: Duration = Duration::from_secs(120);

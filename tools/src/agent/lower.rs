@@ -56,6 +56,12 @@ impl Lower {
         run(&["busybox", "losetup", "-c", &self.device], PROMPT).map(drop)
     }
 
+    /// Takes the disk away; nobody may use it any more.
+    pub fn remove(self) -> Result<()> {
+        run(&["busybox", "losetup", "-d", &self.device], PROMPT)?;
+        fs::remove_file(&self.file).with_context(|| format!("removing {}", self.file))
+    }
+
     /// How many bytes of the disk are in use, holes not counted.
     pub fn used(&self) -> Result<u64> {
         Ok(fs::metadata(&self.file)?.blocks() * 512)

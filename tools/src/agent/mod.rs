@@ -4,6 +4,7 @@
 //! through the guest's own `data/` directory in xenstore. libxl also calls it as dom0's hotplug script.
 
 pub mod backend;
+pub mod bench;
 pub mod dom0;
 pub mod domain;
 pub mod evidence;
@@ -13,7 +14,6 @@ pub mod guest;
 pub mod hotplug;
 pub mod init;
 pub mod lower;
-pub mod pattern;
 pub mod probe;
 pub mod process;
 pub mod raw;
@@ -23,4 +23,5 @@ pub mod store;
 pub mod story;
 pub mod system;
 pub mod tap_ctl;
+pub mod wire;
 pub mod world;

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::OFlags;
 
-use super::pattern;
+use records::pattern;
 
 /// One transfer. A multiple of every sector size in use.
 const CHUNK: usize = 1 << 20;
@@ -34,12 +34,11 @@ impl Aligned {
 }
 
 fn open(disk: &str, write: bool) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(write)
-        .custom_flags(OFlags::DIRECT.bits() as i32)
-        .open(disk)
-        .with_context(|| format!("opening {disk}"))
+    direct(disk, write).with_context(|| format!("opening {disk}"))
+}
+
+fn direct(disk: &str, write: bool) -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(write).custom_flags(OFlags::DIRECT.bits() as i32).open(disk)
 }
 
 fn chunks(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize)> {
@@ -92,6 +91,22 @@ fn each_chunk(disk: &str, offset: u64, length: u64, mut each: impl FnMut(u64, &[
         each(at, bytes)?;
     }
     Ok(())
+}
+
+/// Writes bytes of whole sectors, then flushes them to the device. What went wrong is for the caller to judge.
+pub fn put(disk: &str, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+    let file = direct(disk, true)?;
+    let mut buffer = Aligned::new(bytes.len());
+    buffer.get().copy_from_slice(bytes);
+    file.write_all_at(buffer.get(), offset)?;
+    file.sync_data()
+}
+
+/// Reads whole sectors.
+pub fn get(disk: &str, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
+    let mut buffer = Aligned::new(length);
+    direct(disk, false)?.read_exact_at(buffer.get(), offset)?;
+    Ok(buffer.get().to_vec())
 }
 
 /// Demands that the disk takes no write: neither opening it for writing nor a write itself may succeed.

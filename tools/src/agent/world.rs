@@ -118,6 +118,14 @@ impl<'a> World<'a> {
         .map(drop)
     }
 
+    /// The number of a side's domain.
+    pub fn id(&self, side: Side) -> Result<u32> {
+        match side {
+            Side::Dom0 => Ok(0),
+            Side::Guest(name) => Ok(self.guests.get(name).with_context(|| format!("no guest {name} is up"))?.id),
+        }
+    }
+
     /// After a reboot a guest is another domain with the same name and disks.
     pub fn await_reboot(&mut self, name: &'static str) -> Result<()> {
         let old = self.guests.get(name).context("a guest that is up")?.id;

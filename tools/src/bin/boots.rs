@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use tools::agent::scenarios::ALL;
 use tools::boots::boot::{Boot, EXAMPLES};
@@ -50,6 +50,9 @@ enum Verb {
         /// The image under test.
         #[arg(long, default_value = "build/tapdom.elf")]
         image: PathBuf,
+        /// Writes the records anew instead of comparing with them: what real Xen shows is right.
+        #[arg(long)]
+        record: bool,
         /// Only names the scenarios and what each shows.
         #[arg(long)]
         list: bool,
@@ -94,7 +97,7 @@ fn work(options: &Options) -> Result<()> {
             ALL.iter().for_each(|scenario| println!("{:14} {}", scenario.name, scenario.shows));
             Ok(())
         }
-        Verb::Test { scenarios, backend, image, .. } => test(options, scenarios, *backend, image),
+        Verb::Test { scenarios, backend, image, record, .. } => test(options, scenarios, *backend, image, *record),
         Verb::Probe { elf, cmdline, memory, seconds, debug } => {
             need_image(elf)?;
             let task = Task::Probe { cmdline: cmdline.clone(), memory_mib: *memory, seconds: *seconds };
@@ -178,7 +181,7 @@ fn run(options: &Options, shell: bool, image: &Path) -> Result<()> {
     }
 }
 
-fn test(options: &Options, wanted: &[String], backend: Backend, image: &Path) -> Result<()> {
+fn test(options: &Options, wanted: &[String], backend: Backend, image: &Path, record: bool) -> Result<()> {
     let domain = match backend {
         Backend::Tapdom => {
             need_image(image)?;
@@ -191,7 +194,7 @@ fn test(options: &Options, wanted: &[String], backend: Backend, image: &Path) ->
     let task = Task::Test { backend, scenarios: names.clone() };
     let name = format!("test-{}", backend.word());
     let boot = Boot { name: &name, logs: &options.logs, parts: &parts, domain, task, guest_debug: false, limit: SUITE };
-    let mut judge = Judge::new(&names);
+    let mut judge = if record { Judge::recording(&names) } else { Judge::new(&names) };
     let started = Instant::now();
     let ending = boot.run(|line| {
         let Ok(line) = line.parse::<Line>() else { return };
@@ -203,6 +206,13 @@ fn test(options: &Options, wanted: &[String], backend: Backend, image: &Path) ->
         }
         judge.hear(&line);
     })?;
+    if record {
+        for (name, text) in judge.records() {
+            let path = Path::new(records::FOLDER).join(format!("{name}.txt"));
+            std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+            println!("recorded {}", path.display());
+        }
+    }
     let summary = judge.close(&ending);
     if summary.failed() > 0 {
         println!("{}", boot.last_words());

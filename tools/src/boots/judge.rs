@@ -1,6 +1,9 @@
 //! The verdict on a boot: what was asked for, what the agent reported, how the machine ended.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+
+use records::Record;
 
 use super::machine::Ending;
 use crate::report::{BOOT, Line};
@@ -27,24 +30,75 @@ pub struct Judge {
     running: Option<String>,
     boot_failed: Option<String>,
     ended: bool,
+    records: BTreeMap<String, String>,
+    /// Of the scenario that runs.
+    unjudged: BTreeSet<String>,
+    recording: bool,
 }
 
 impl Judge {
     /// A judge who expects a verdict on each of these.
     pub fn new(asked: &[String]) -> Judge {
-        Judge { asked: asked.to_vec(), verdicts: Vec::new(), running: None, boot_failed: None, ended: false }
+        Judge {
+            asked: asked.to_vec(),
+            verdicts: Vec::new(),
+            running: None,
+            boot_failed: None,
+            ended: false,
+            records: BTreeMap::new(),
+            unjudged: BTreeSet::new(),
+            recording: false,
+        }
+    }
+
+    /// A judge who takes every record for right, because they are made anew.
+    pub fn recording(asked: &[String]) -> Judge {
+        Judge { recording: true, ..Judge::new(asked) }
+    }
+
+    /// The records heard so far, by name.
+    pub fn records(&self) -> &BTreeMap<String, String> {
+        &self.records
     }
 
     /// Takes one line of the report.
     pub fn hear(&mut self, line: &Line) {
         match line {
-            Line::Start(name) => self.running = Some(name.clone()),
+            Line::Start(name) => {
+                self.running = Some(name.clone());
+                self.unjudged.clear();
+            }
+            Line::Record(name, text) => {
+                self.unjudged.insert(name.clone());
+                let record = self.records.entry(name.clone()).or_default();
+                record.push_str(text);
+                record.push('\n');
+            }
             Line::Fail(name, _, why) if name == BOOT => self.boot_failed = Some(why.clone()),
-            Line::Pass(name, ms) => self.settle(name, Verdict::Passed { ms: *ms }),
+            Line::Pass(name, ms) => {
+                let verdict = match self.parting() {
+                    Some(why) => Verdict::Failed { why },
+                    None => Verdict::Passed { ms: *ms },
+                };
+                self.settle(name, verdict);
+            }
             Line::Fail(name, _, why) => self.settle(name, Verdict::Failed { why: why.clone() }),
             Line::End => self.ended = true,
             Line::Step(_) | Line::Detail(_) | Line::Shell => {}
         }
+    }
+
+    /// Where the records of the scenario that has just ended are not those of the repository.
+    fn parting(&mut self) -> Option<String> {
+        let names = std::mem::take(&mut self.unjudged);
+        let parting = names.iter().filter_map(|name| {
+            let difference = match Record::named(name) {
+                None => Some("there is no such record".to_owned()),
+                Some(known) => known.difference(&self.records[name]).filter(|_| !self.recording),
+            };
+            difference.map(|text| format!("the record {name} is another now (- as it was, + as seen):\n{text}"))
+        });
+        Some(parting.collect::<Vec<_>>().join("\n")).filter(|text| !text.is_empty())
     }
 
     fn settle(&mut self, name: &str, verdict: Verdict) {
@@ -134,6 +188,24 @@ mod tests {
         let summary = heard(&lines, Ending::PoweredOff);
         assert_eq!(summary.failed(), 0);
         assert_eq!(summary.to_string(), "ok    one (1.5 s)\nok    two (0.0 s)\n2 passed, 0 failed\n");
+    }
+
+    #[test]
+    fn a_record_must_be_the_one_of_the_repository() {
+        let known = &records::ALL[0];
+        let told = |text: &str| -> Vec<Line> {
+            let lines = text.lines().map(|line| Line::Record(known.name.into(), line.into()));
+            let begin = std::iter::once(Line::Start("one".into()));
+            begin.chain(lines).chain([Line::Pass("one".into(), 1), Line::Pass("two".into(), 1), Line::End]).collect()
+        };
+        assert_eq!(heard(&told(known.seen), Ending::PoweredOff).failed(), 0);
+        let other = format!("{}one more\n", known.seen);
+        let summary = heard(&told(&other), Ending::PoweredOff);
+        assert!(summary.to_string().contains("FAIL  one: the record") && summary.to_string().contains("+ one more"));
+        let mut judge = Judge::recording(&asked());
+        told(&other).iter().for_each(|line| judge.hear(line));
+        assert_eq!(judge.records()[known.name], other);
+        assert_eq!(judge.close(&Ending::PoweredOff).failed(), 0);
     }
 
     #[test]

@@ -161,7 +161,15 @@ impl Parts {
             PACKAGES.iter().copied().chain([kernel.as_str()]).filter(|package| deb(&debs, package).is_none()).collect();
         if !missing.is_empty() {
             say(&format!("fetching {} of Debian's packages (about 130 MB in all)", missing.len()));
-            download(&debs, &missing)?;
+            if let Err(error) = download(&debs, &missing) {
+                // Lists that are older than a security update name packages that the mirror no longer has, or miss the
+                // version that is installed here.
+                if !rustix::process::geteuid().is_root() {
+                    return Err(error);
+                }
+                update_lists(&say)?;
+                download(&debs, &missing)?;
+            }
         }
         say("unpacking");
         let root = cache.join("root");
@@ -262,8 +270,7 @@ fn refresh_lists(say: &impl Fn(&str)) -> Result<()> {
         return Ok(());
     }
     if rustix::process::geteuid().is_root() {
-        say("fetching the package lists");
-        run(Command::new("apt-get").arg("update")).context("apt-get update")?;
+        update_lists(say)?;
     }
     for package in [KERNEL, PACKAGES[0]] {
         ensure!(
@@ -273,6 +280,11 @@ fn refresh_lists(say: &impl Fn(&str)) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn update_lists(say: &impl Fn(&str)) -> Result<()> {
+    say("fetching the package lists");
+    run(Command::new("apt-get").arg("update")).context("apt-get update")
 }
 
 fn candidate(package: &str) -> bool {

@@ -3,7 +3,8 @@
 
 mod faults;
 mod life;
-mod plugging;
+pub(super) mod plugging;
+mod records;
 mod shapes;
 mod use_of_disks;
 
@@ -113,6 +114,12 @@ pub const ALL: &[Scenario] = &[
         run: faults::qdisk_kind,
     },
     Scenario {
+        name: "records",
+        shows: "what xenstore and dom0's kernel show of seven disks is what the records say, as in the simulator",
+        fits_dom0: false,
+        run: records::dom0_frontend,
+    },
+    Scenario {
         name: "pvh-files",
         shows: "a PVH guest keeps files on its disk",
         fits_dom0: true,
@@ -135,6 +142,12 @@ pub const ALL: &[Scenario] = &[
         shows: "a guest is destroyed in the middle of writes",
         fits_dom0: true,
         run: life::destroy,
+    },
+    Scenario {
+        name: "record-destroy",
+        shows: "what xenstore shows of a guest that is destroyed is what the record says, as in the simulator",
+        fits_dom0: false,
+        run: records::destroy,
     },
     Scenario { name: "shutdown", shows: "xl shutdown ends tapdom cleanly", fits_dom0: false, run: life::shutdown },
 ];
