@@ -455,6 +455,10 @@ impl Hostile {
                 wrong = wrong.or_else(|| self.pages.audit().err());
             }
         }
+        // Said 6, and the ring was let go of: whatever was in flight is not to reach our pages any more.
+        if matches!(self.phase, Phase::Leaving(_)) && link.seen_mapped && !mapped {
+            wrong = wrong.or_else(|| link.book.abandon(&mut self.pages).err());
+        }
         if let Some(why) = wrong {
             self.fail(&why);
         }
