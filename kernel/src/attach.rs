@@ -4,11 +4,14 @@
 use alloc::collections::btree_map::{BTreeMap, Entry};
 use alloc::rc::Rc;
 use core::cell::RefCell;
+use core::convert::Infallible;
 use core::fmt;
 
+use embassy_futures::select::select;
 use protocol::number;
 use protocol::xenstore::Reason;
 use xen::limits::VBDS;
+use xen::patience::Patience;
 use xen::port::{DomId, Xen};
 use xen::sync::Signal;
 
@@ -80,12 +83,16 @@ impl Vbds {
 /// Looks for directories as long as the domain lives. One task runs this; `ready` is raised when those that were there
 /// from the start have been seen.
 pub async fn run<X: Xen>(shared: Rc<Shared<X>>, ready: Rc<Signal>) {
-    if let Err(reason) = look(&shared, &ready).await {
-        log::error!("backend: xenstore: {reason:?}; no more disks are attached");
+    let patience = Patience::default();
+    loop {
+        let Err(reason) = look(&shared, &ready, &patience).await;
+        // A fresh watch tells everything once more.
+        log::error!("backend: xenstore: {reason:?}");
+        shared.domain.sleep(patience.next()).await;
     }
 }
 
-async fn look<X: Xen>(shared: &Rc<Shared<X>>, ready: &Signal) -> Result<(), Reason> {
+async fn look<X: Xen>(shared: &Rc<Shared<X>>, ready: &Signal, patience: &Patience) -> Result<Infallible, Reason> {
     let watch = shared.store.watch("backend", "backend").await?;
     loop {
         let path = watch.next().await;
@@ -93,6 +100,7 @@ async fn look<X: Xen>(shared: &Rc<Shared<X>>, ready: &Signal) -> Result<(), Reas
             Some(key) => changed(shared, key),
             None => {
                 scan(shared).await?;
+                patience.reset();
                 ready.raise();
             }
         }
@@ -136,17 +144,20 @@ fn changed<X: Xen>(shared: &Rc<Shared<X>>, key: Key) {
 }
 
 async fn disk<X: Xen>(shared: Rc<Shared<X>>, key: Key, signal: Rc<Signal>) {
+    let patience = Patience::default();
     loop {
         let result = vbd::run(&shared, key, &signal).await;
         // A directory removed and made again while its task was ending is a new disk. What changes while we look raises
         // the signal again.
         signal.lower();
         match shared.store.read_if_there(&alloc::format!("{key}/state")).await {
-            // Xenstore itself said no: there is nothing to do before something changes.
-            Ok(Some(_)) if result.is_err() => signal.wait().await,
-            Ok(Some(state)) if state == "1" => continue,
-            _ if signal.is_raised() => continue,
-            _ => break,
+            Ok(None) if !signal.is_raised() => break,
+            Ok(Some(state)) if state != "1" && result.is_ok() && !signal.is_raised() => break,
+            Ok(_) if result.is_ok() => patience.reset(),
+            // Xenstore itself said no: there is nothing to do before something changes, or its trouble has passed.
+            Ok(_) | Err(_) => {
+                select(signal.wait(), shared.domain.sleep(patience.next())).await;
+            }
         }
     }
     shared.vbds.0.borrow_mut().remove(&key);

@@ -23,6 +23,7 @@ use core::cell::Cell;
 use control::Channel;
 use drivers::device::lowers::Lowers;
 use xen::domain::Domain;
+use xen::patience::Patience;
 use xen::port::{Instant, Stop, Xen};
 use xen::store::Store;
 use xen::sync::Signal;
@@ -114,8 +115,10 @@ pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize), channels: Vec<Chann
     exec.spawn(async move {
         all_seen.wait().await;
         last.lowers.settled().await;
-        if let Err(reason) = report::ready(&last).await {
+        let patience = Patience::default();
+        while let Err(reason) = report::ready(&last).await {
             log::error!("data/ready: xenstore: {reason:?}");
+            last.domain.sleep(patience.next()).await;
         }
         report::counters(last).await;
     });

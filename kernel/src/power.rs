@@ -3,6 +3,7 @@
 use alloc::rc::Rc;
 
 use protocol::xenstore::Reason;
+use xen::patience::Patience;
 use xen::port::{Stop, Xen};
 
 use crate::Shared;
@@ -11,12 +12,14 @@ const NODE: &str = "control/shutdown";
 
 /// Waits for the word and ends the domain. One task runs this.
 pub async fn run<X: Xen>(shared: Rc<Shared<X>>) {
-    if let Err(reason) = listen(&shared).await {
+    let patience = Patience::default();
+    while let Err(reason) = listen(&shared, &patience).await {
         log::error!("{NODE}: xenstore: {reason:?}");
+        shared.domain.sleep(patience.next()).await;
     }
 }
 
-async fn listen<X: Xen>(shared: &Shared<X>) -> Result<(), Reason> {
+async fn listen<X: Xen>(shared: &Shared<X>, patience: &Patience) -> Result<(), Reason> {
     for feature in ["control/feature-poweroff", "control/feature-reboot"] {
         shared.store.write(feature, "1").await?;
     }
@@ -25,7 +28,10 @@ async fn listen<X: Xen>(shared: &Shared<X>) -> Result<(), Reason> {
         watch.next().await;
         let word = shared.store.read_if_there(NODE).await?.unwrap_or_default();
         let stop = match word.as_str() {
-            "" => continue,
+            "" => {
+                patience.reset();
+                continue;
+            }
             "poweroff" | "halt" => Some(Stop::Poweroff),
             "reboot" => Some(Stop::Reboot),
             _ => None,

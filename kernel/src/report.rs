@@ -65,10 +65,11 @@ pub async fn counters<X: Xen>(shared: Rc<Shared<X>>) {
             held.nodes.get()
         );
         if now != told {
-            if let Err(reason) = shared.store.write("data/counters", &now).await {
-                log::warn!("data/counters: xenstore: {reason:?}");
+            match shared.store.write("data/counters", &now).await {
+                Ok(()) => told = now,
+                // Told with the next change, or after the pause.
+                Err(reason) => log::debug!("data/counters: xenstore: {reason:?}"),
             }
-            told = now;
             // Pages come and go with every request: without a pause a busy guest would have us write for ever.
             shared.domain.sleep(PAUSE).await;
             continue;

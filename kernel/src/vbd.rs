@@ -15,6 +15,7 @@ use protocol::errno::Errno;
 use drivers::disk::Device;
 use drivers::disk::{Info, SECTOR_BYTES};
 use drivers::target::{OpenError, Quoted};
+use embassy_futures::select::select;
 use log::Level;
 use protocol::blkif::{INFO_CDROM, INFO_READONLY, Layout, keys};
 use protocol::number;
@@ -22,6 +23,7 @@ use protocol::session::State as Stands;
 use protocol::xenbus::{Back, Do, Phase, Seen, State};
 use protocol::xenstore::{Reason, valid_path};
 use xen::limits::{RING_ORDER, SEGMENTS_INDIRECT};
+use xen::patience::Patience;
 use xen::port::{Instant, Xen};
 use xen::store::{Nodes, Store, Watch};
 use xen::sync::Signal;
@@ -54,6 +56,8 @@ pub struct Vbd<X: Xen> {
     lines: Quiet,
     /// The toolstack has just made the directory, and waits for InitWait.
     begun: bool,
+    /// Why we gave up, as long as xenstore has not taken it.
+    untold: Option<OpenError>,
     /// Until when to say InitWait.
     dwell: Option<Instant>,
     /// The size the guest was told, while connected.
@@ -91,6 +95,7 @@ pub async fn run<X: Xen>(shared: &Rc<Shared<X>>, key: Key, changed: &Signal) -> 
         queue: None,
         lines: Quiet::new(shared.domain.xen.now()),
         begun: false,
+        untold: None,
         dwell: None,
         sectors: 0,
     };
@@ -108,19 +113,45 @@ impl<X: Xen> Vbd<X> {
     async fn live(&mut self, changed: &Signal) -> Result<(), Reason> {
         let Some(watch) = self.meet(changed).await? else { return Ok(()) };
         self.note(Event::Found);
+        let patience = Patience::default();
         loop {
-            let seen = self.look().await?;
-            let step = self.back.step(seen);
-            self.begun = seen.own == Some(State::Initialising);
-            match step {
-                Do::Nothing => self.wait(&watch, changed).await?,
-                Do::Forget | Do::Remove => return self.leave(step == Do::Remove).await,
-                _ => {
-                    let result = self.act(step).await;
-                    self.judge(result).await?
+            match self.step(&watch, changed).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => patience.reset(),
+                // Every step is made again from what the nodes say then. The guest is served meanwhile: it is not to
+                // blame, and its requests need no xenstore.
+                Err(reason) => {
+                    let error = OpenError::new(Errno::EIO, format!("xenstore: {reason:?}"));
+                    self.say_log(Level::Error, format_args!("{error}"));
+                    self.shared.errors.tell(&self.shared.store, self.key, &error).await;
+                    let moved = poll_fn(|cx| match watch.poll(cx).is_ready() | changed.poll(cx).is_ready() {
+                        true => Poll::Ready(()),
+                        false => Poll::Pending,
+                    });
+                    select(moved, self.shared.domain.sleep(patience.next())).await;
                 }
             }
         }
+    }
+
+    /// Does what is due; true once the disk is gone.
+    async fn step(&mut self, watch: &Watch<X>, changed: &Signal) -> Result<bool, Reason> {
+        let seen = self.look().await?;
+        let step = self.back.step(seen);
+        self.begun = seen.own == Some(State::Initialising);
+        match step {
+            Do::Nothing => match self.untold.take() {
+                Some(error) => self.give_up(error).await?,
+                None => self.wait(watch, changed).await?,
+            },
+            Do::Forget | Do::Remove => return self.leave(step == Do::Remove).await.map(|()| true),
+            _ => {
+                self.untold = None;
+                let result = self.act(step).await;
+                self.judge(result).await?
+            }
+        }
+        Ok(false)
     }
 
     /// Waits until the directory is whole, and begins to watch the frontend; none if the directory went first.
@@ -265,7 +296,10 @@ impl<X: Xen> Vbd<X> {
         for (state, nodes) in [(None, text), (Some(state), Vec::new())] {
             match self.say(state, nodes).await {
                 Ok(_) | Err(Reason::NoEntry | Reason::NoSpace | Reason::Quota | Reason::TooBig) => {}
-                Err(reason) => return Err(reason),
+                Err(reason) => {
+                    self.untold = Some(error);
+                    return Err(reason);
+                }
             }
         }
         if closing {
@@ -419,11 +453,12 @@ impl<X: Xen> Vbd<X> {
     /// Tells a new size: Linux reads `sectors` again when Connected is said again.
     async fn resize(&mut self, info: Info) -> Result<(), Reason> {
         self.say_log(Level::Info, format_args!("{} sectors instead of {}", info.sectors, self.sectors));
-        self.sectors = info.sectors;
         match self.say(State::Connected, vec_of([(keys::SECTORS, info.sectors.to_string())])).await {
-            Ok(_) | Err(Reason::NoEntry) => Ok(()),
-            Err(reason) => Err(reason),
+            Ok(_) | Err(Reason::NoEntry) => {}
+            Err(reason) => return Err(reason),
         }
+        self.sectors = info.sectors;
+        Ok(())
     }
 
     /// Writes nodes and our state, if it changes, in one go. Not done, and false, if the toolstack asked us to close meanwhile and

@@ -123,6 +123,11 @@ impl World {
         }
     }
 
+    /// The page behind a grant, for a test that plays its owner.
+    pub fn granted(&self, id: DomId, grant: GrantRef) -> Option<PageRef> {
+        self.look().domains.get(&id)?.grants.entries.get(&grant.0).map(|entry| entry.page.clone())
+    }
+
     /// Whether somebody has the granted page mapped.
     pub fn in_use(&self, id: DomId, grant: GrantRef) -> bool {
         let xen = self.look();

@@ -146,7 +146,7 @@ fn a_lower_disk_that_hangs_holds_no_guest_as_a_zombie() {
 
 #[test]
 fn a_lower_disk_that_is_taken_away_and_comes_back() {
-    seeds(0..20, |seed| {
+    seeds(0..6, |seed| {
         let mut stage = Stage::with_lower(seed, 2048);
         let guest = stage.on_lower(GUEST);
         guest.front.borrow_mut().options.errors = true;

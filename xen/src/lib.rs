@@ -16,6 +16,7 @@ pub mod exec;
 pub mod grant;
 pub mod limits;
 pub mod page;
+pub mod patience;
 pub mod pool;
 pub mod port;
 pub mod schedule;

@@ -19,6 +19,7 @@ use protocol::xenbus::{Front, FrontDo, FrontSeen, State};
 use protocol::xenstore::Reason;
 use xen::domain::Domain;
 use xen::limits::{PAGES_PER_LOWER, RING_ORDER, SEGMENTS_INDIRECT};
+use xen::patience::Patience;
 use xen::pool::{NoPool, Pool};
 use xen::port::{DomId, Xen};
 use xen::store::Store;
@@ -101,8 +102,14 @@ impl<X: Xen> Blkfront<X> {
 
     /// Looks after the disk as long as it lives. One task runs this.
     pub async fn run(self: Rc<Self>) {
-        if let Err(reason) = self.live().await {
-            log::error!("lower disk {}: xenstore: {reason:?}", self.device);
+        let patience = Patience::default();
+        if let Some((backend, id)) = self.meet(&patience).await {
+            let mut front = Front::new();
+            while let Err(reason) = self.live(&backend, id, &mut front, &patience).await {
+                // What is under way goes on: it needs no xenstore, and the backend may still write to its pages.
+                log::error!("lower disk {}: xenstore: {reason:?}", self.device);
+                self.domain.sleep(patience.next()).await;
+            }
         }
         self.let_go();
         self.ended.set(true);
@@ -110,31 +117,51 @@ impl<X: Xen> Blkfront<X> {
         log::info!("lower disk {} is gone", self.device);
     }
 
-    async fn live(self: &Rc<Self>) -> Result<(), Reason> {
-        let backend = self.store.read(&format!("{}/backend", self.home)).await?;
-        let id = self.store.read(&format!("{}/backend-id", self.home)).await?;
-        let id = DomId(number::u16(&id).ok_or(Reason::Invalid)?);
+    /// The backend's directory and its domain; none if our own directory does not say, or is gone already.
+    async fn meet(&self, patience: &Patience) -> Option<(String, DomId)> {
+        loop {
+            let names = async {
+                let backend = self.store.read(&format!("{}/backend", self.home)).await?;
+                Ok::<_, Reason>((backend, self.store.read(&format!("{}/backend-id", self.home)).await?))
+            };
+            match names.await {
+                Ok((backend, id)) => return number::u16(&id).map(|id| (backend, DomId(id))),
+                Err(Reason::NoEntry | Reason::Invalid) => return None,
+                Err(reason) => log::error!("lower disk {}: xenstore: {reason:?}", self.device),
+            }
+            self.domain.sleep(patience.next()).await;
+        }
+    }
+
+    /// Follows both ends through their states. An error of xenstore ends this, and it is to be called again with `front`
+    /// as it is.
+    async fn live(
+        self: &Rc<Self>,
+        backend: &str,
+        id: DomId,
+        front: &mut Front,
+        patience: &Patience,
+    ) -> Result<(), Reason> {
         let state = format!("{backend}/state");
         let watch = self.store.watch(&state, &state).await?;
-        let mut front = Front::new();
         loop {
             let own = self.state(&format!("{}/state", self.home)).await?;
             let back = self.state(&state).await?;
             match front.step(FrontSeen { own, back }) {
                 FrontDo::Nothing => {}
-                FrontDo::Connect => match self.connect(&backend, id).await? {
+                FrontDo::Connect => match self.connect(backend, id).await? {
                     true => front.offered(),
                     false => return self.say(State::Closed).await,
                 },
                 FrontDo::Connected => {
-                    self.info.set(self.read_info(&backend).await?);
+                    self.info.set(self.read_info(backend).await?);
                     self.say(State::Connected).await?;
                     front.connected();
                     self.set_life(Life::Ready);
                     log::info!("lower disk {} is ready: {}", self.device, self.info.get());
                 }
                 FrontDo::Resized => {
-                    self.info.set(self.read_info(&backend).await?);
+                    self.info.set(self.read_info(backend).await?);
                     self.changed.ring();
                 }
                 FrontDo::Close => {
@@ -145,8 +172,11 @@ impl<X: Xen> Blkfront<X> {
                 // The directory is another disk's already; its own task begins once this one is over.
                 FrontDo::Restart => return Ok(()),
             }
+            patience.reset();
             let link = self.link.borrow().clone();
             match link {
+                // The signal was heard, but the close met an error.
+                Some(link) if link.is_distrusted() => return self.close(&state, true).await,
                 Some(link) => {
                     if let Either::Second(()) = select(watch.next(), link.broken.wait()).await {
                         return self.close(&state, true).await;
@@ -188,7 +218,13 @@ impl<X: Xen> Blkfront<X> {
         }
     }
 
+    /// Lays out a ring and offers it; false if there is no memory or no grant for it.
     async fn connect(self: &Rc<Self>, backend: &str, id: DomId) -> Result<bool, Reason> {
+        if self.link.borrow().is_some() {
+            // All was written but our state.
+            self.say(State::Initialised).await?;
+            return Ok(true);
+        }
         let order = self.number(backend, keys::MAX_RING_PAGE_ORDER).await?.unwrap_or(0).min(u64::from(RING_ORDER));
         let indirect = self.number(backend, keys::FEATURE_MAX_INDIRECT_SEGMENTS).await?.unwrap_or(0);
         let offer = Offer {
@@ -206,8 +242,6 @@ impl<X: Xen> Blkfront<X> {
                 return Ok(false);
             }
         };
-        assert!(self.pool.set(pool).is_ok(), "a lower disk connects once in its life");
-        self.link.replace(Some(link.clone()));
         let refs: Vec<u32> = link.ring_refs().collect();
         let write = async |store: &Store<X>| {
             if let [only] = refs[..] {
@@ -226,6 +260,8 @@ impl<X: Xen> Blkfront<X> {
             store.write(&format!("{}/{}", self.home, keys::FEATURE_PERSISTENT), "1").await
         };
         self.store.transaction(write).await?;
+        assert!(self.pool.set(pool).is_ok(), "a lower disk connects once in its life");
+        self.link.replace(Some(link.clone()));
         let task = link.clone();
         self.domain.exec.spawn(async move { task.run().await });
         self.say(State::Initialised).await?;

@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::convert::Infallible;
 use core::time::Duration;
 use protocol::errno::Errno;
 
@@ -12,6 +13,7 @@ use embassy_futures::select::{Either, select};
 use protocol::number;
 use protocol::xenstore::Reason;
 use xen::domain::Domain;
+use xen::patience::Patience;
 use xen::port::Xen;
 use xen::store::Store;
 
@@ -36,16 +38,20 @@ impl<X: Xen> Lowers<X> {
 
     /// Finds the disks, and those that come later. One task runs this.
     pub async fn run(self: Rc<Self>) {
-        if let Err(reason) = self.look_after().await {
+        let patience = Patience::default();
+        loop {
+            let Err(reason) = self.look_after(&patience).await;
             log::error!("lower disks: xenstore: {reason:?}");
+            self.domain.sleep(patience.next()).await;
         }
     }
 
-    async fn look_after(&self) -> Result<(), Reason> {
+    async fn look_after(&self, patience: &Patience) -> Result<Infallible, Reason> {
         let watch = self.store.watch("device/vbd", "device/vbd").await?;
         loop {
             watch.next().await;
             self.look().await?;
+            patience.reset();
         }
     }
 
