@@ -14,7 +14,7 @@ tap_ctl := target/x86_64-unknown-linux-gnu/release/tap-ctl
 # What Debian must have installed; the parts of the boots are fetched by `boots` itself and never installed.
 packages := gcc libc6-dev binutils libxen-dev qemu-system-x86
 
-.PHONY: run test setup build lint host sim boots fuzz loom miri size clean
+.PHONY: run test setup build lint host sim crash boots fuzz loom miri size clean
 
 run: build
 	$(boots) run $(run_flags)
@@ -54,6 +54,10 @@ host:
 sim: setup
 	cargo build --locked --profile sim -p sim --bin sim
 	target/sim/sim
+
+# Power cuts, more of them than the ordinary tests have.
+crash:
+	SEEDS=200 DRAWS=20 cargo test --locked --release -p sim --test crash
 
 boots: build
 	$(boots) test

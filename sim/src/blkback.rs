@@ -89,6 +89,8 @@ impl Options {
 struct Job {
     request: Request,
     due: Instant,
+    /// What had reached the disk and was answered when this was taken: what a flush covers.
+    covers: usize,
 }
 
 struct Connected {
@@ -98,6 +100,8 @@ struct Connected {
     /// It closed its port: the number may be another's by now.
     deaf: bool,
     jobs: Vec<Job>,
+    /// What had reached the disk at the last answer.
+    answered: usize,
     persistent: bool,
     kept: BTreeMap<GrantRef, (u64, PageRef)>,
 }
@@ -227,6 +231,7 @@ impl Blkback {
             port: port.expect("the frontend's port cannot be bound"),
             deaf: false,
             jobs: Vec::new(),
+            answered: 0,
             persistent,
             kept: BTreeMap::new(),
         });
@@ -281,7 +286,7 @@ impl Blkback {
                     latency += Duration::from_millis(self.random.between(100, 5000));
                 }
                 let due = self.world.now() + latency;
-                link.jobs.push(Job { request, due });
+                link.jobs.push(Job { request, due, covers: link.answered });
             }
             if link.ring.is_full() {
                 marks::hit("lower ring full");
@@ -303,7 +308,7 @@ impl Blkback {
             && !self.options.stuck
         {
             let job = link.jobs.swap_remove(some[self.random.index(some.len())]);
-            let status = self.perform(&mut link, &job.request);
+            let status = self.perform(&mut link, &job);
             let response = Response { id: job.request.id, op: job.request.op, status };
             match self.options.lie.filter(|lie| lie.is_an_answer()) {
                 Some(lie) => self.lie_on_ring(lie, &mut link, response),
@@ -314,6 +319,10 @@ impl Blkback {
             if self.random.one_in(3) {
                 break;
             }
+        }
+        // Only now is anything of it an answer.
+        if busy {
+            link.answered = self.disk.borrow().recorded();
         }
         if busy && link.ring.publish() && !link.deaf {
             self.world.notify(DOM0, link.port);
@@ -391,7 +400,8 @@ impl Blkback {
         true
     }
 
-    fn perform(&mut self, link: &mut Connected, request: &Request) -> i16 {
+    fn perform(&mut self, link: &mut Connected, job: &Job) -> i16 {
+        let request = &job.request;
         if self.options.failures > 0 {
             self.options.failures -= 1;
             return status::ERROR;
@@ -420,7 +430,7 @@ impl Blkback {
                     return status::EOPNOTSUPP;
                 }
                 self.flushes += 1;
-                self.disk.borrow_mut().flush();
+                self.disk.borrow_mut().flush_to(job.covers);
                 status::OKAY
             }
             (Body::Segments(segments), op::READ | op::WRITE) => self.transfer(link, request, segments),

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::blkif::SECTOR;
+use crate::crash::{Entry, Recording};
 use crate::random::Random;
 
 /// A disk with a volatile cache: what was written since the last flush may be lost, any part of it.
@@ -11,6 +12,7 @@ pub struct Disk {
     bytes: Vec<u8>,
     durable: Vec<u8>,
     cached: Vec<u64>,
+    recording: Option<Recording>,
 }
 
 thread_local! {
@@ -34,7 +36,7 @@ impl Disk {
     /// A disk of zeroes.
     pub fn new(sectors: u64) -> Self {
         let bytes = vec![0; sectors as usize * SECTOR];
-        Disk { durable: bytes.clone(), bytes, cached: Vec::new() }
+        Disk { durable: bytes.clone(), bytes, cached: Vec::new(), recording: None }
     }
 
     /// A disk whose bytes the seed decides.
@@ -65,10 +67,37 @@ impl Disk {
         let sectors = (from.len() / SECTOR) as u64;
         self.bytes[range(sector, sectors)].copy_from_slice(from);
         self.cached.extend(sector..sector + sectors);
+        if let Some(recording) = &mut self.recording {
+            recording.push(Entry::Write { sector, data: from.to_vec() });
+        }
+    }
+
+    /// Records from now on what reaches the disk, which is durable as it is.
+    pub fn record(&mut self) {
+        self.flush();
+        self.recording = Some(Recording::of(&self.bytes));
+    }
+
+    /// What was recorded.
+    pub fn recording(&self) -> &Recording {
+        self.recording.as_ref().expect("told to record")
+    }
+
+    /// How many entries were recorded.
+    pub fn recorded(&self) -> usize {
+        self.recording.as_ref().map_or(0, Recording::len)
     }
 
     /// Makes everything written so far durable.
     pub fn flush(&mut self) {
+        self.flush_to(self.recorded());
+    }
+
+    /// As [`flush`](Disk::flush); a recording takes only what was written before that entry for durable.
+    pub fn flush_to(&mut self, covers: usize) {
+        if let Some(recording) = &mut self.recording {
+            recording.push(Entry::Flush { covers });
+        }
         for sector in self.cached.drain(..) {
             let range = range(sector, 1);
             self.durable[range.clone()].copy_from_slice(&self.bytes[range]);

@@ -16,6 +16,7 @@
 //! - [`hostile`]: guests that break every rule
 //! - [`control`]: a client of tapdisk's messages
 //! - [`vchan`]: libxenvchan's client, read a second time too
+//! - [`crash`]: power cuts at every write and flush; [`ledger`]: what a guest may count on after one
 //! - [`journal`]: what the product logged, for the text of a failure
 //! - [`run`]: the scheduler that plays them against each other; [`schedule`]: peers within the product's turns
 //! - [`stage`]: a run with the product booted in it
@@ -27,6 +28,7 @@
 pub mod blkback;
 pub mod blkif;
 pub mod control;
+pub mod crash;
 pub mod disk;
 pub mod event;
 pub mod fault;
@@ -37,6 +39,7 @@ pub mod grant;
 pub mod handle;
 pub mod hostile;
 pub mod journal;
+pub mod ledger;
 pub mod lie;
 pub mod marks;
 pub mod promise;

@@ -28,6 +28,7 @@ struct Flight {
     /// The turn of the domain under test at which it was asked; none where nobody looked for the answer.
     turn: Option<u64>,
     io: Io,
+    line: Option<usize>,
     pieces: Vec<Piece>,
     tables: Vec<GrantRef>,
 }
@@ -35,6 +36,8 @@ struct Flight {
 /// An answered request.
 pub(crate) struct Done {
     pub io: Io,
+    /// Its line in the ledger.
+    pub line: Option<usize>,
     pub status: i16,
     /// What was read.
     pub data: Vec<u8>,
@@ -98,9 +101,9 @@ impl Link {
     }
 
     /// Puts requests on the ring and tells the backend if it asked to be told.
-    pub fn submit(&mut self, ios: Vec<Io>) {
-        for io in ios {
-            let request = self.build(io);
+    pub fn submit(&mut self, ios: Vec<(Io, Option<usize>)>) {
+        for (io, line) in ios {
+            let request = self.build(io, line);
             self.ring.put(&request);
         }
         if self.ring.publish() {
@@ -108,7 +111,7 @@ impl Link {
         }
     }
 
-    fn build(&mut self, io: Io) -> Request {
+    fn build(&mut self, io: Io, line: Option<usize>) -> Request {
         let id = loop {
             let id = if self.random.one_in(2) { self.random.next() } else { self.random.below(64) };
             if !self.flights.contains_key(&id) {
@@ -124,14 +127,14 @@ impl Link {
                 pieces = self.pieces(sectors as usize, None);
                 self.body(&pieces, &mut tables)
             }
-            Io::Write { data, .. } => {
+            Io::Write { data, .. } | Io::FlushWrite { data, .. } | Io::Barrier { data, .. } => {
                 pieces = self.pieces(sectors as usize, Some(data));
                 self.body(&pieces, &mut tables)
             }
         };
-        self.flights.insert(id, Flight { turn: Some(self.world.turns()), io, pieces, tables });
+        self.flights.insert(id, Flight { turn: Some(self.world.turns()), io, line, pieces, tables });
         // A flush names no place; Linux leaves whatever was there.
-        let sector = if op == crate::blkif::op::FLUSH { self.random.next() } else { sector };
+        let sector = if sectors == 0 { self.random.next() } else { sector };
         Request { op, id, sector, body }
     }
 
@@ -225,11 +228,11 @@ impl Link {
             }
             data.extend_from_slice(&bytes[start..end]);
         }
-        match &flight.io {
-            Io::Write { data: meant, .. } if *meant != data => Err(format!("{id:#x} changed the page it was to write")),
+        match flight.io.data() {
+            Some(meant) if *meant != data => Err(format!("{id:#x} changed the page it was to write")),
             _ => {
                 let turns = flight.turn.map(|turn| self.world.turns() - turn);
-                Ok(Done { io: flight.io, status, data, turns })
+                Ok(Done { io: flight.io, line: flight.line, status, data, turns })
             }
         }
     }

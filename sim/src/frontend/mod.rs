@@ -14,6 +14,7 @@ use crate::blkif::{Layout, SEGMENTS_MAX, status};
 use crate::disk::SharedModel;
 use crate::frontend::link::{Done, Geometry, Link};
 pub use crate::frontend::workload::{Io, Workload};
+use crate::ledger::SharedLedger;
 use crate::random::Random;
 use crate::run::Actor;
 use crate::store::{Client, Store};
@@ -211,6 +212,8 @@ pub struct Frontend {
     pub tally: Tally,
     /// What the backend said last.
     pub offer: Offer,
+    /// Where it notes what it asks and what it is told, for the judge of power cuts.
+    pub ledger: Option<SharedLedger>,
     /// It stops looking at its ring and at xenstore, as a paused or stuck guest does.
     pub silent: bool,
 }
@@ -244,6 +247,7 @@ impl Frontend {
             options: Options::default(),
             tally: Tally::default(),
             offer: Offer::default(),
+            ledger: None,
             silent: false,
         }
     }
@@ -553,8 +557,11 @@ impl Frontend {
     }
 
     fn account(&mut self, done: Done) {
-        let Done { io, status, data, turns } = done;
+        let Done { io, line, status, data, turns } = done;
         self.tally.turns_max = self.tally.turns_max.max(turns.unwrap_or(0));
+        if let (Some(ledger), Some(line)) = (&self.ledger, line) {
+            ledger.borrow_mut().answered(line, status == status::OKAY);
+        }
         let (sector, sectors) = io.range();
         if status != status::OKAY {
             if status == status::EOPNOTSUPP {
@@ -575,7 +582,7 @@ impl Frontend {
                     self.fail(&format!("sector {at} (read {sector}+{sectors}) is not what was written"));
                 }
             }
-            Io::Write { data, .. } => {
+            Io::Write { data, .. } | Io::FlushWrite { data, .. } | Io::Barrier { data, .. } => {
                 self.tally.writes += 1;
                 self.model.borrow_mut().wrote(sector, &data);
             }
@@ -628,7 +635,10 @@ impl Frontend {
             let (sector, sectors) = io.range();
             self.model.borrow_mut().doubt(sector, sectors);
         }
-        link.submit(batch);
+        let ledger = &self.ledger;
+        let line = |io: &Io| ledger.as_ref().map(|ledger| ledger.borrow_mut().asked(io));
+        let batch = batch.into_iter().map(|io| (line(&io), io)).map(|(line, io)| (io, line));
+        link.submit(batch.collect());
         true
     }
 

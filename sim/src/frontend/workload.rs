@@ -23,6 +23,20 @@ pub enum Io {
     },
     /// Make what was answered durable.
     Flush,
+    /// Make what was answered durable, then write a range: FLUSH_DISKCACHE with data.
+    FlushWrite {
+        /// Its first sector.
+        sector: u64,
+        /// Whole sectors.
+        data: Vec<u8>,
+    },
+    /// Write a range after all that stands before it on the ring, and before all that stands behind: WRITE_BARRIER.
+    Barrier {
+        /// Its first sector.
+        sector: u64,
+        /// Whole sectors; none is a barrier alone.
+        data: Vec<u8>,
+    },
     /// Forget a range.
     Discard {
         /// Its first sector.
@@ -38,7 +52,8 @@ impl Io {
         match self {
             Io::Read { .. } => op::READ,
             Io::Write { .. } => op::WRITE,
-            Io::Flush => op::FLUSH,
+            Io::Flush | Io::FlushWrite { .. } => op::FLUSH,
+            Io::Barrier { .. } => op::BARRIER,
             Io::Discard { .. } => op::DISCARD,
         }
     }
@@ -47,14 +62,29 @@ impl Io {
     pub fn range(&self) -> (u64, u64) {
         match self {
             Io::Read { sector, sectors } | Io::Discard { sector, sectors } => (*sector, *sectors),
-            Io::Write { sector, data } => (*sector, (data.len() / SECTOR) as u64),
+            Io::Write { sector, data } | Io::FlushWrite { sector, data } | Io::Barrier { sector, data } => {
+                (*sector, (data.len() / SECTOR) as u64)
+            }
             Io::Flush => (0, 0),
         }
     }
 
     /// Whether it changes what the range holds.
     pub fn changes(&self) -> bool {
-        matches!(self, Io::Write { .. } | Io::Discard { .. })
+        !matches!(self, Io::Read { .. } | Io::Flush)
+    }
+
+    /// Whether it says what is to be durable before its own data is.
+    pub fn orders(&self) -> bool {
+        matches!(self, Io::FlushWrite { .. } | Io::Barrier { .. })
+    }
+
+    /// What it writes.
+    pub fn data(&self) -> Option<&[u8]> {
+        match self {
+            Io::Write { data, .. } | Io::FlushWrite { data, .. } | Io::Barrier { data, .. } => Some(data),
+            _ => None,
+        }
     }
 
     /// Whether the two may be under way at once with a result that a model can tell: no file system writes a block
@@ -65,6 +95,9 @@ impl Io {
         apart || !(self.changes() || other.changes())
     }
 }
+
+/// Sectors of a request that cannot be indirect, however its segments are cut.
+const ORDERED_MAX: u64 = 11;
 
 /// A stream of requests.
 #[derive(Clone, Debug)]
@@ -81,12 +114,15 @@ pub struct Workload {
     pub flushes: u64,
     /// Discards among every 100.
     pub discards: u64,
+    /// Barriers and flushes with data among every 100, in as many plain segments as there are: no Linux of today sends
+    /// them to us, for we do not offer them.
+    pub ordered: u64,
 }
 
 impl Workload {
     /// Half reads, half writes, now and then a flush or a discard.
     pub fn mixed(requests: u32) -> Self {
-        Workload { left: requests, depth: 32, sectors_max: 256, writes: 45, flushes: 4, discards: 3 }
+        Workload { left: requests, depth: 32, sectors_max: 256, writes: 45, flushes: 4, discards: 3, ordered: 0 }
     }
 
     /// Writes only: something is surely under way when the guest is destroyed.
@@ -124,6 +160,13 @@ impl Workload {
             Io::Flush
         } else if draw < self.writes + self.flushes + self.discards {
             Io::Discard { sector, sectors }
+        } else if draw < self.writes + self.flushes + self.discards + self.ordered {
+            let mut data = vec![0; sectors.min(ORDERED_MAX) as usize * SECTOR];
+            random.fill_sectors(&mut data);
+            match random.one_in(2) {
+                true => Io::Barrier { sector, data },
+                false => Io::FlushWrite { sector, data },
+            }
         } else {
             Io::Read { sector, sectors }
         }
