@@ -16,6 +16,7 @@
 //! - [`hostile`]: guests that break every rule
 //! - [`control`]: a client of tapdisk's messages
 //! - [`vchan`]: libxenvchan's client, read a second time too
+//! - [`conformance`]: what every disk must do
 //! - [`crash`]: power cuts at every write and flush; [`ledger`]: what a guest may count on after one
 //! - [`journal`]: what the product logged, for the text of a failure
 //! - [`run`]: the scheduler that plays them against each other; [`schedule`]: peers within the product's turns
@@ -28,6 +29,7 @@
 pub mod blkback;
 pub mod blkif;
 pub mod control;
+pub mod conformance;
 pub mod crash;
 pub mod disk;
 pub mod event;

@@ -1,0 +1,67 @@
+//! Every disk there is, held to the same contract: one line each.
+
+use drivers::device::ram::Ram;
+use sim::blkback::Options;
+use sim::conformance::{alone, lower, opened};
+use sim::gpt;
+use sim::random::Random;
+use sim::run::seeds;
+
+/// Every way a backend of dom0 may offer a disk, by a number below this.
+const WAYS: u64 = 5 * 3 * 2 * 2 * 2;
+
+fn way(number: u64) -> Options {
+    let mut left = number;
+    let mut pick = |of: u64| {
+        let picked = left % of;
+        left /= of;
+        picked
+    };
+    Options {
+        order: pick(5) as u32,
+        indirect: [0, 16, 256][pick(3) as usize],
+        persistent: pick(2) == 0,
+        flush: pick(2) == 0,
+        discard: pick(2) == 0,
+        ..Options::any(&mut Random::new(number))
+    }
+}
+
+fn read_only() -> Options {
+    Options { read_only: true, ..Options::default() }
+}
+
+#[test]
+fn ram() {
+    seeds(0..10, |seed| alone(seed, &Ram::new(40).unwrap()));
+}
+
+#[test]
+fn a_lower_disk_in_every_way_it_is_offered() {
+    seeds(0..WAYS, |seed| lower(seed, Options { latency: Default::default(), ..way(seed) }));
+}
+
+#[test]
+fn a_lower_disk_that_is_read_only() {
+    seeds(0..3, |seed| lower(seed, read_only()));
+}
+
+#[test]
+fn a_stack_on_ram() {
+    seeds(0..3, |seed| opened(seed, "ram:256K", Options::default(), |_| {}));
+}
+
+#[test]
+fn a_stack_on_a_whole_disk() {
+    seeds(0..6, |seed| opened(seed, "aio:/dev/xvda", way(seed * 7), |_| {}));
+}
+
+#[test]
+fn a_stack_on_a_partition() {
+    seeds(0..6, |seed| opened(seed, "aio:/dev/xvda1", way(seed * 7), |disk| gpt::write(disk, &[(63, 401)])));
+}
+
+#[test]
+fn a_stack_on_a_partition_that_is_read_only() {
+    seeds(0..3, |seed| opened(seed, "aio:/dev/xvda1", read_only(), |disk| gpt::write(disk, &[(63, 401)])));
+}
