@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sim::blkif::SECTOR;
-use sim::frontend::{Io, Workload};
+use sim::blkif::{Layout, SECTOR};
+use sim::frontend::{Io, Options, Workload};
 use sim::run::{DRIVER, seeds};
 use sim::stage::{GUEST, Stage};
 use xen::port::DomId;
@@ -183,4 +183,54 @@ fn the_same_seed_is_the_same_run() {
         (stage.run.turns, stage.run.world.activity(), stage.run.store.owned(DRIVER), bytes)
     };
     assert!(story(3) == story(3));
+}
+
+/// WRITE_BARRIER and FLUSH with data, which we do not offer and serve all the same, alone and among everything else, in
+/// both layouts and on rings of every size.
+#[test]
+fn barriers_and_flushes_with_data() {
+    let shapes =
+        [Layout::X86_64, Layout::X86_32].into_iter().flat_map(|layout| (0..5).map(move |order| (layout, order)));
+    for (layout, order) in shapes {
+        let mut stage = Stage::with_lower(order.into(), 2048);
+        let guest = stage.on_lower(GUEST);
+        guest.front.borrow_mut().options = Options { layout, order, ..Options::default() };
+        stage.attach(&guest);
+        let before = stage.back().borrow().flushes;
+        let front = guest.front.clone();
+        let data = || vec![order as u8; 9 * SECTOR];
+        let alone = [
+            (Io::Barrier { sector: 0, data: Vec::new() }, 1),
+            (Io::Barrier { sector: 8, data: data() }, 2),
+            (Io::FlushWrite { sector: 30, data: data() }, 1),
+        ];
+        for (io, flushes) in alone {
+            let before = stage.back().borrow().flushes;
+            front.borrow_mut().ask(io);
+            stage.run.at_rest(&front);
+            assert_eq!(stage.back().borrow().flushes - before, flushes);
+        }
+        front.borrow_mut().work(Workload { ordered: 30, ..Workload::mixed(200) });
+        stage.run.at_rest(&front);
+        assert!(stage.back().borrow().flushes > before + 20);
+        stage.verify(&guest);
+        guest.model.borrow().compare(stage.disk().borrow().bytes()).expect("dom0 finds what the guest wrote");
+        stage.detach(&guest);
+        stage.assert_clean();
+    }
+}
+
+#[test]
+fn a_barrier_on_a_read_only_disk_is_refused_and_the_next_request_is_served() {
+    let mut stage = Stage::with_lower(1, 2048);
+    let mut guest = stage.on_lower(GUEST);
+    guest.vbd.writable = false;
+    guest.front.borrow_mut().options.errors = true;
+    stage.attach(&guest);
+    guest.front.borrow_mut().ask(Io::Barrier { sector: 8, data: vec![1; SECTOR] });
+    guest.front.borrow_mut().ask(Io::FlushWrite { sector: 8, data: vec![1; SECTOR] });
+    guest.front.borrow_mut().ask(Io::Read { sector: 8, sectors: 8 });
+    stage.run.at_rest(&guest.front);
+    let tally = guest.front.borrow().tally;
+    assert_eq!((tally.writes, tally.errors, tally.reads), (0, 2, 1), "{tally:?}");
 }

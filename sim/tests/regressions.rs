@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use drivers::disk::{Device, Op};
 
-use sim::frontend::Workload;
-use sim::run::{DRIVER, seeds};
-use sim::stage::{GUEST, Stage};
+use sim::disk::{Disk, Model, SharedDisk};
+use sim::fault::Fault;
+use sim::frontend::{Options, Workload};
+use sim::run::{DRIVER, Run, seeds};
+use sim::stage::{GUEST, Stage, XVDA};
+use sim::toolstack::Vbd;
 use xen::port::DomId;
 
 /// A frontend path that xenstored refuses to watch made the disk's task begin again at once, for ever: the run panics
@@ -103,4 +106,87 @@ fn a_guest_that_begins_anew_after_our_closing_is_let_in() {
         assert_eq!(client.read(&theirs).as_deref(), Ok(let_in), "after {back_to}\n{}", stage.run.scene());
         assert!(stage.run.turns - turns < 1000, "{} turns", stage.run.turns - turns);
     }
+}
+
+/// Requests in flight below outlive their ring; what they read was once copied to pages that the guest, or the next one of
+/// its number, had other uses for by then.
+#[test]
+fn nothing_is_copied_once_the_ring_is_gone() {
+    seeds(0..20, |seed| {
+        let mut stage = Stage::with_lower(seed, 4096);
+        let guest = stage.on_lower(GUEST);
+        stage.attach(&guest);
+        stage.back().borrow_mut().options.latency = Duration::from_millis(200);
+        guest.front.borrow_mut().options.abrupt = true;
+        guest.front.borrow_mut().work(Workload::reading(1000));
+        stage.run.rest(Duration::from_millis(20));
+        guest.front.borrow_mut().close(None);
+        let gone = stage.run.until(Duration::from_secs(5), |run| run.world.mapped_by(DRIVER, GUEST) == 0);
+        assert!(gone && stage.run.tapdom().expect("it runs").held().pages.get() > 0, "nothing is in flight any more");
+        // Any copy would be counted.
+        stage.run.world.faults().allow(Fault::Copy, u32::MAX, 1);
+        stage.run.rest(Duration::from_secs(1));
+        assert_eq!(stage.run.world.faults().injected(Fault::Copy), 0);
+        assert_eq!(stage.run.tapdom().expect("it runs").held().pages.get(), 0);
+    });
+}
+
+/// What a disk's requests hold is bounded, whatever its guest asks for: others find pages of the same lower disk.
+#[test]
+fn a_disk_holds_512_segments_in_flight() {
+    let mut stage = Stage::with_lower(4, 8192);
+    let guest = stage.on_lower(GUEST);
+    guest.front.borrow_mut().options = Options { order: 4, indirect: 256, ..Options::default() };
+    stage.attach(&guest);
+    stage.back().borrow_mut().options.stuck = true;
+    guest.front.borrow_mut().work(Workload { depth: 100, sectors_max: 2048, ..Workload::reading(1000) });
+    stage.run.rest(Duration::from_secs(1));
+    let pages = stage.run.tapdom().expect("it runs").held().pages.get();
+    assert!((256..=512).contains(&pages), "{pages} pages");
+}
+
+/// Two lower disks of one backend domain once shared their pages: a disk that hung took the other's with it.
+#[test]
+fn a_lower_disk_that_hangs_leaves_the_other_its_pages() {
+    let mut run = Run::new(5);
+    let (stuck, good) = (Disk::random(8192, &mut run.random), Disk::random(8192, &mut run.random));
+    let back = run.lower(XVDA, &stuck);
+    run.lower(XVDA + 16, &good);
+    let mut stage = Stage::boot(run);
+    let on = |stage: &mut Stage, id: u16, target: &str, disk: &SharedDisk| {
+        let guest = stage.guest(Vbd::new(DRIVER, DomId(id), target), &Model::of(disk.borrow().bytes()));
+        guest.front.borrow_mut().options = Options { order: 4, indirect: 256, ..Options::default() };
+        stage.attach(&guest);
+        guest
+    };
+    let hanging: Vec<_> = (5..8).map(|id| on(&mut stage, id, "aio:/dev/xvda", &stuck)).collect();
+    back.borrow_mut().options.stuck = true;
+    for guest in &hanging {
+        guest.front.borrow_mut().work(Workload { depth: 100, sectors_max: 2048, ..Workload::reading(1000) });
+    }
+    stage.run.rest(Duration::from_secs(1));
+    assert!(stage.run.tapdom().expect("it runs").held().pages.get() > 900, "the disk that hangs has its pages");
+    let other = on(&mut stage, 9, "aio:/dev/xvdb", &good);
+    other.front.borrow_mut().work(Workload { sectors_max: 2048, ..Workload::mixed(100) });
+    stage.run.at_rest(&other.front);
+    stage.verify(&other);
+}
+
+/// A backend that closes and answers nothing: we wait for what is in flight half a minute, and say Closed all the same.
+#[test]
+fn a_lower_backend_that_closes_and_hangs_is_not_waited_for_for_ever() {
+    let mut stage = Stage::with_lower(6, 4096);
+    let guest = stage.on_lower(GUEST);
+    guest.front.borrow_mut().options.errors = true;
+    stage.attach(&guest);
+    stage.back().borrow_mut().options.stuck = true;
+    guest.front.borrow_mut().work(Workload::writing(1000));
+    stage.run.rest(Duration::from_millis(200));
+    stage.back().borrow_mut().close();
+    let dom0 = stage.run.store.client(DomId(0));
+    let node = format!("/local/domain/{}/device/vbd/{XVDA}/state", DRIVER.0);
+    stage.run.rest(Duration::from_secs(20));
+    assert_eq!(dom0.read(&node).as_deref(), Ok("5"), "what is in flight may still be answered");
+    stage.run.rest(Duration::from_secs(20));
+    assert_eq!(dom0.read(&node).as_deref(), Ok("6"));
 }
