@@ -189,7 +189,7 @@ mod tests {
         recording.cuts(|cut| {
             if cut.at == 2 {
                 assert_eq!(cut.values(1).map(|value| value[0]).collect::<Vec<_>>(), [0, 1, 2]);
-                images.extend((0..300).map(|_| firsts(&cut.torn(&mut random))));
+                images.extend((0..2000).map(|_| firsts(&cut.torn(&mut random))));
             }
         });
         assert_eq!(images.len(), 2 * 3 * 2, "{images:?}");

@@ -28,8 +28,8 @@
 
 pub mod blkback;
 pub mod blkif;
-pub mod control;
 pub mod conformance;
+pub mod control;
 pub mod crash;
 pub mod disk;
 pub mod event;

@@ -165,7 +165,7 @@ fn a_lower_disk_that_hangs_leaves_the_other_its_pages() {
         guest.front.borrow_mut().work(Workload { depth: 100, sectors_max: 2048, ..Workload::reading(1000) });
     }
     stage.run.rest(Duration::from_secs(1));
-    assert!(stage.run.tapdom().expect("it runs").held().pages.get() > 900, "the disk that hangs has its pages");
+    assert!(stage.run.tapdom().expect("it runs").held().pages.get() >= 768, "the disk that hangs has its pages");
     let other = on(&mut stage, 9, "aio:/dev/xvdb", &good);
     other.front.borrow_mut().work(Workload { sectors_max: 2048, ..Workload::mixed(100) });
     stage.run.at_rest(&other.front);
