@@ -2,6 +2,7 @@
 //! at it past everybody, see how much of it is in use, and let it grow.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
@@ -54,6 +55,13 @@ impl Lower {
     pub fn grow(&self, mebibytes: u64) -> Result<()> {
         OpenOptions::new().write(true).open(&self.file)?.set_len(mebibytes << 20)?;
         run(&["busybox", "losetup", "-c", &self.device], PROMPT).map(drop)
+    }
+
+    /// Gives another disk of this size the same content, past everybody.
+    pub fn copy_to(&self, other: &Lower) -> Result<()> {
+        let mut to = OpenOptions::new().write(true).open(&other.file)?;
+        io::copy(&mut File::open(&self.file)?, &mut to).with_context(|| format!("copying to {}", other.file))?;
+        Ok(())
     }
 
     /// Takes the disk away; nobody may use it any more.

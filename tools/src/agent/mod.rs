@@ -13,6 +13,7 @@ pub mod files;
 pub mod guest;
 pub mod hotplug;
 pub mod init;
+pub mod load;
 pub mod lower;
 pub mod probe;
 pub mod process;

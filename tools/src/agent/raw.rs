@@ -15,20 +15,22 @@ const CHUNK: usize = 1 << 20;
 const ALIGNMENT: usize = 4096;
 
 /// A buffer whose usable part begins at an address that `O_DIRECT` takes.
-struct Aligned {
+pub struct Aligned {
     bytes: Vec<u8>,
     start: usize,
     length: usize,
 }
 
 impl Aligned {
-    fn new(length: usize) -> Aligned {
+    /// So many bytes.
+    pub fn new(length: usize) -> Aligned {
         let bytes = vec![0; length + ALIGNMENT];
         let start = bytes.as_ptr().align_offset(ALIGNMENT);
         Aligned { bytes, start, length }
     }
 
-    fn get(&mut self) -> &mut [u8] {
+    /// The bytes.
+    pub fn get(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.length]
     }
 }

@@ -38,6 +38,7 @@ const DOM0_PROGRAMS: &[&str] = &[
     "usr/lib/xen-4.17/bin/xenconsole",
     "usr/lib/xen-4.17/bin/libxl-save-helper",
     "usr/lib/xen-4.17/bin/lsevtchn",
+    "usr/lib/xen-4.17/bin/vchan-socket-proxy",
 ];
 
 /// xenstore's programs are one file under several names.

@@ -1,6 +1,7 @@
 //! The scenarios, in the order in which one boot goes through them: guests that one makes are used by the next, and
 //! those that end a guest or the backend come last.
 
+mod control;
 mod faults;
 mod life;
 pub(super) mod plugging;
@@ -70,6 +71,18 @@ pub const ALL: &[Scenario] = &[
         shows: "fifty times attach and detach leave nothing behind",
         fits_dom0: true,
         run: plugging::cycles,
+    },
+    Scenario {
+        name: "control",
+        shows: "tap-ctl lists, makes, tells of and takes away disks over the vchan; xl attaches one, fio verifies",
+        fits_dom0: false,
+        run: control::life,
+    },
+    Scenario {
+        name: "control-pause",
+        shows: "a disk is paused under load and goes on with another image of the same content",
+        fits_dom0: false,
+        run: control::pause,
     },
     Scenario {
         name: "read-only",
