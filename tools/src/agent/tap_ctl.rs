@@ -7,6 +7,10 @@ use anyhow::{Context, Result};
 
 use super::process::{Said, ask, run};
 use super::store;
+use super::system::wait_for_path;
+
+/// Debian's, of its package xen-utils.
+const PROXY: &str = "/usr/lib/xen-4.17/bin/vchan-socket-proxy";
 
 /// It has limits of its own, of 10 s at most where nothing has to drain.
 const TAP_CTL: Duration = Duration::from_secs(60);
@@ -27,8 +31,20 @@ pub struct Daemon(Child);
 impl Daemon {
     /// Starts it. What it says goes to dom0's console.
     pub fn start(words: &[&str]) -> Result<Daemon> {
-        let child = Command::new("tap-ctl").args(words).stdin(Stdio::null()).spawn();
-        child.map(Daemon).with_context(|| format!("starting tap-ctl {}", words.join(" ")))
+        Daemon::of("tap-ctl", words)
+    }
+
+    /// libxenvchan's own client: a UNIX socket that leads to a vchan, for one connection after the other.
+    pub fn proxy(domain: u32, channel: &str, socket: &str) -> Result<Daemon> {
+        let path = format!("/local/domain/{domain}/{channel}");
+        let daemon = Daemon::of(PROXY, &["--mode=client", &domain.to_string(), &path, socket])?;
+        wait_for_path(socket, TAP_CTL)?;
+        Ok(daemon)
+    }
+
+    fn of(program: &str, words: &[&str]) -> Result<Daemon> {
+        let child = Command::new(program).args(words).stdin(Stdio::null()).spawn();
+        child.map(Daemon).with_context(|| format!("starting {program} {}", words.join(" ")))
     }
 }
 

@@ -44,6 +44,11 @@ const DOM0_PROGRAMS: &[&str] = &[
 /// xenstore's programs are one file under several names.
 const XENSTORE: &[&str] = &["read", "write", "list", "ls", "watch", "rm", "exists", "chmod"];
 
+/// A client of the control channel that shares no code with us, and the names under which dom0 has it in each dialect.
+const RAW_MESSAGES: &str = include_str!("raw_messages.c");
+const RAW_PROGRAMS: [(&str, &[&str]); 2] =
+    [("/usr/bin/raw-messages-blktap", &[]), ("/usr/bin/raw-messages-rfc", &["-DRFC"])];
+
 /// What a boot is made of besides Debian's parts.
 pub struct Ours<'a> {
     /// The agent's program, built beside this one.
@@ -65,6 +70,10 @@ pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()
     }
     ensure!(ours.tap_ctl.exists(), "{} is not built: run `make build`", ours.tap_ctl.display());
     tree.copy_executable(ours.tap_ctl, "/usr/bin/tap-ctl")?;
+    for (program, dialect) in RAW_PROGRAMS {
+        let built = compiled(RAW_MESSAGES, dialect, to)?;
+        tree.archive.file(program, 0o755, &built)?;
+    }
     // xl looks for its helpers below its own versioned folder, people look for xl on their path.
     for name in ["xl", "xenconsole"] {
         tree.archive.symlink(&format!("/usr/bin/{name}"), &format!("../lib/xen-4.17/bin/{name}"))?;
@@ -91,6 +100,19 @@ pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()
     }
     tree.archive.file(JOB_PATH, 0o644, task.to_string().as_bytes())?;
     fs::write(to, tree.archive.finish()?).with_context(|| format!("writing {}", to.display()))
+}
+
+/// A static program made of a C source; `beside` is where its files may be for a moment.
+fn compiled(source: &str, arguments: &[&str], beside: &Path) -> Result<Vec<u8>> {
+    let [text, binary] = ["c", "built"].map(|extension| beside.with_extension(extension));
+    fs::write(&text, source).with_context(|| format!("writing {}", text.display()))?;
+    let flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"];
+    run(Command::new("gcc").args(flags).args(arguments).arg("-o").arg(&binary).arg(&text))
+        .context("compiling a program of the boot: install gcc and libc6-dev")?;
+    let bytes = fs::read(&binary)?;
+    fs::remove_file(&text)?;
+    fs::remove_file(&binary)?;
+    Ok(bytes)
 }
 
 /// The guests' initramfs: no job, so the agent knows it is in a guest.

@@ -1,5 +1,6 @@
 //! The control plane on real Xen: tap-ctl in dom0, over the vchan, and the disks that it makes.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -8,13 +9,17 @@ use serde_json::Value;
 use crate::agent::backend::Source;
 use crate::agent::exercise::Exercise::{Expect, Fio, Write};
 use crate::agent::load::{DEPTH, Load};
-use crate::agent::tap_ctl::{asked, done};
+use crate::agent::process::run;
+use crate::agent::tap_ctl::{Daemon, asked, done};
 use crate::agent::world::{Side, World};
 
 /// `state` of LIST.
 const PAUSED: &str = "0x2a";
 
 const XVDA: &str = "/dev/xvda";
+
+/// A message and its answer take a few milliseconds, also under emulation.
+const RAW: Duration = Duration::from_secs(60);
 
 /// The folder in which tap-ctl sets minors apart.
 const MARKERS: &str = "/run/blktap-control/tapdisk/tapdisk-";
@@ -99,6 +104,50 @@ pub fn pause(world: &mut World<'_>) -> Result<()> {
     world.look_below(3, |disk| Expect { disk, offset: 40 << 20, length: 1 << 20, seed: SEED })?;
     world.detach(Side::Dom0, "xvda")?;
     done(&["destroy", "-m", "0"]).map(drop)
+}
+
+/// Raw messages of both dialects, made by a program of its own, over libxenvchan.
+pub fn raw(world: &mut World<'_>) -> Result<()> {
+    let id = world.server.id;
+    for (dialect, channel) in [("blktap", "data/tapdisk"), ("rfc", "data/tapdisk-rfc")] {
+        let socket = format!("/run/raw-{dialect}");
+        let proxy = Daemon::proxy(id, channel, &socket)?;
+        for question in ["pid", "check", "pid"] {
+            let said = run(&[&format!("raw-messages-{dialect}"), question, &socket, &id.to_string()], RAW)?;
+            world.reporter.step(format!("{dialect}, {question}: {}", said.trim()));
+        }
+        drop(proxy);
+        fs::remove_file(&socket)?;
+    }
+    Ok(())
+}
+
+/// So many disks are more than a toolstack will ask for; xenstore has a part in none of them.
+const MANY: usize = 300;
+
+/// Many disks in memory: listed whole, told of whole.
+pub fn many(world: &mut World<'_>) -> Result<()> {
+    let (id, socket, many) = (world.server.id, "/run/raw-many", MANY.to_string());
+    let proxy = Daemon::proxy(id, "data/tapdisk", socket)?;
+    run(&["raw-messages-blktap", "open", socket, &many], RAW)?;
+    let listed = done(&["list"])?;
+    let wanted: String = (0..MANY).map(|minor| format!("pid={id} minor={minor} state=0 args=ram:16K\n")).collect();
+    demand(&listed, &wanted, "the list of many")?;
+    let text = done(&["stats", "-m", "65535"])?;
+    let stats: Vec<Value> = serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))?;
+    let minors: Vec<Option<u64>> =
+        stats.iter().map(|one| one.pointer("/tapdom/minor").and_then(Value::as_u64)).collect();
+    ensure!(minors == (0..MANY as u64).map(Some).collect::<Vec<_>>(), "the statistics' minors: {minors:?}");
+    let memory = stats[MANY - 1].pointer("/tapdom/domain_memory_bytes").context("no domain_memory_bytes")?;
+    world.reporter.step(format!(
+        "{MANY} disks of 16 KiB: {} bytes of list, {} of statistics; memory in use and in all, in bytes: {memory}",
+        listed.len(),
+        text.len()
+    ));
+    run(&["raw-messages-blktap", "close", socket, &many], RAW)?;
+    drop(proxy);
+    fs::remove_file(socket)?;
+    demand(&done(&["list"])?, &format!("pid={id}\n"), "the list when all are gone")
 }
 
 fn demand(said: &str, wanted: &str, what: &str) -> Result<()> {

@@ -85,6 +85,18 @@ pub const ALL: &[Scenario] = &[
         run: control::pause,
     },
     Scenario {
+        name: "control-raw",
+        shows: "libxenvchan carries raw messages of both dialects, and each byte of each answer is right",
+        fits_dom0: false,
+        run: control::raw,
+    },
+    Scenario {
+        name: "control-many",
+        shows: "300 disks at once are listed and told of whole; in what memory",
+        fits_dom0: false,
+        run: control::many,
+    },
+    Scenario {
         name: "read-only",
         shows: "mode r: reads are answered, writes refused",
         fits_dom0: true,
