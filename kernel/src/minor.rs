@@ -49,6 +49,10 @@ pub struct Minor<X: Xen> {
     stack: RefCell<Option<Rc<Stack<X>>>>,
     /// What the image was when it was last open.
     info: Cell<Option<Info>>,
+    /// How often its image was closed: what was begun with one image must not go on with the next.
+    life: Cell<u64>,
+    /// How many messages were at work on it, the present one included: who waited finds out whether it still is the one.
+    works: Cell<u64>,
     in_flight: Cell<usize>,
     users: Cell<usize>,
     /// The rings served now.
@@ -114,6 +118,8 @@ impl<X: Xen> Minors<X> {
             state: Cell::new(State::Attached),
             stack: RefCell::default(),
             info: Cell::new(None),
+            life: Cell::new(0),
+            works: Cell::new(0),
             in_flight: Cell::new(0),
             users: Cell::new(0),
             rings: RefCell::default(),
@@ -163,9 +169,16 @@ impl<X: Xen> Minor<X> {
         self.read_only.get()
     }
 
-    /// The image, for a request that was taken.
-    pub fn stack(&self) -> Option<Rc<Stack<X>>> {
+    /// How often its image was closed. A ring is of one life: the image that is opened in the next one may be another,
+    /// smaller, or read-only, and a guest that was not told would go on as if it were the same.
+    pub fn life(&self) -> u64 {
+        self.life.get()
+    }
+
+    /// The image, for a request that was taken in this life of the minor.
+    pub fn stack(&self, life: u64) -> Option<Rc<Stack<X>>> {
         match self.state.get() {
+            _ if life != self.life.get() => None,
             State::Open | State::Pausing | State::Closing => self.stack.borrow().clone(),
             _ => None,
         }
@@ -225,11 +238,11 @@ impl<X: Xen> Minor<X> {
     /// (a disk in our own memory is kept). False if the minor was closed meanwhile. Dropped before its end, it is
     /// called off, and requests are taken again.
     pub async fn pause(&self) -> bool {
-        self.begin(Kind::Pause);
-        let off = CalledOff(self);
-        self.drained(State::Pausing).await;
+        let work = self.begin(Kind::Pause);
+        let off = CalledOff(self, work);
+        self.drained(work).await;
         core::mem::forget(off);
-        if self.state.get() != State::Pausing {
+        if !self.is_at_work(work) {
             return false;
         }
         self.info();
@@ -239,9 +252,10 @@ impl<X: Xen> Minor<X> {
     }
 
     /// RESUME, where its verdict is to do it: opens the image again, or another of the same size under the same rings.
-    /// After an error it stays paused, under the new name.
+    /// After an error it stays paused, under the new name; but a disk in our own memory stays what it is, for nobody
+    /// could open it again.
     pub async fn resume(&self, lowers: &Lowers<X>, name: Option<&str>) -> Result<(), OpenError> {
-        self.begin(Kind::Resume);
+        let work = self.begin(Kind::Resume);
         let same = name.is_none_or(|name| *name == *self.name.borrow());
         // A disk in our own memory is what its stack holds.
         let kept = self.stack.borrow().clone().filter(|_| same);
@@ -252,12 +266,12 @@ impl<X: Xen> Minor<X> {
                 self.reopen(lowers, &name, same).await
             }
         };
-        if self.state.get() != State::Resuming {
+        if !self.is_at_work(work) {
             return Err(OpenError::new(Errno::EBUSY, format!("minor {} was closed meanwhile", self.number)));
         }
-        if let (Some(name), false) = (name, same) {
+        let kept = result.is_err() && self.stack.borrow().is_some();
+        if let (Some(name), false) = (name, same || kept) {
             *self.name.borrow_mut() = name.into();
-            self.stack.borrow_mut().take();
         }
         let well = result.is_ok();
         let result = result.map(|stack| *self.stack.borrow_mut() = Some(stack));
@@ -280,10 +294,15 @@ impl<X: Xen> Minor<X> {
     /// when none is in flight any more, or at once; requests that come later get errors.
     pub async fn close(&self, force: bool) {
         self.info();
-        self.begin(Kind::Close);
+        let work = self.begin(Kind::Close);
         if !force {
-            self.drained(State::Closing).await;
+            self.drained(work).await;
         }
+        if !self.is_at_work(work) {
+            // FORCE_SHUTDOWN came meanwhile and closed it; what is there now is the next one's.
+            return;
+        }
+        self.life.set(self.life.get() + 1);
         self.stack.borrow_mut().take();
         self.name.borrow_mut().clear();
         self.end(true);
@@ -299,13 +318,13 @@ impl<X: Xen> Minor<X> {
         .await
     }
 
-    /// Waits while it is in this state and requests are in flight.
-    async fn drained(&self, state: State) {
+    /// Waits while this message is at work and requests are in flight.
+    async fn drained(&self, work: u64) {
         let mut heard = self.changed.rung();
         poll_fn(|cx| {
             // Listens first, for what happens after the look.
             while self.changed.poll(&mut heard, cx).is_ready() {}
-            if self.in_flight.get() > 0 && self.state.get() == state { Poll::Pending } else { Poll::Ready(()) }
+            if self.in_flight.get() > 0 && self.is_at_work(work) { Poll::Pending } else { Poll::Ready(()) }
         })
         .await
     }
@@ -317,8 +336,16 @@ impl<X: Xen> Minor<X> {
         }
     }
 
-    fn begin(&self, kind: Kind) {
+    /// A message is at work from now on; its number.
+    fn begin(&self, kind: Kind) -> u64 {
+        self.works.set(self.works.get() + 1);
         self.enter(self.state.get().begin(kind));
+        self.works.get()
+    }
+
+    /// Whether this message was not overtaken. Its state alone does not say so: another may have led there again.
+    fn is_at_work(&self, work: u64) -> bool {
+        self.works.get() == work
     }
 
     fn end(&self, well: bool) {
@@ -330,10 +357,10 @@ impl<X: Xen> Minor<X> {
         self.changed.ring();
     }
 
-    /// Whether requests are to stay on their rings. Tells of a change by `cx`.
-    pub fn is_held(&self, heard: &mut u64, cx: &mut Context<'_>) -> bool {
+    /// Whether requests are to stay on the rings of this life. Tells of a change by `cx`.
+    pub fn is_held(&self, life: u64, heard: &mut u64, cx: &mut Context<'_>) -> bool {
         while self.changed.poll(heard, cx).is_ready() {}
-        !matches!(self.state.get(), State::Open | State::Attached | State::Closed)
+        life == self.life.get() && !matches!(self.state.get(), State::Open | State::Attached | State::Closed)
     }
 
     /// Counts a request as in flight, until what is returned is dropped.
@@ -350,11 +377,11 @@ impl<X: Xen> Minor<X> {
 }
 
 /// A PAUSE that waits.
-struct CalledOff<'a, X: Xen>(&'a Minor<X>);
+struct CalledOff<'a, X: Xen>(&'a Minor<X>, u64);
 
 impl<X: Xen> Drop for CalledOff<'_, X> {
     fn drop(&mut self) {
-        if self.0.state.get() == State::Pausing {
+        if self.0.is_at_work(self.1) {
             self.0.end(false);
         }
     }

@@ -33,6 +33,8 @@ pub struct Handle {
     pub pages: u32,
     /// Whether a message connected it.
     pub by_message: bool,
+    /// Of which life of its minor it is ([`Minor::life`](crate::minor::Minor::life)).
+    pub life: u64,
     /// What happened on it.
     pub stats: RingStats,
     stop: Cell<bool>,
@@ -45,13 +47,14 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// For a ring of this guest and device.
-    pub fn new(guest: DomId, device: u32, pages: u32, by_message: bool) -> Rc<Self> {
+    /// For a ring of this guest and device, which was told what the image is in this life of the minor.
+    pub fn new(guest: DomId, device: u32, pages: u32, by_message: bool, life: u64) -> Rc<Self> {
         Rc::new(Handle {
             guest,
             device,
             pages,
             by_message,
+            life,
             stats: RingStats::default(),
             stop: Cell::new(false),
             stopped: Signal::default(),
@@ -178,7 +181,7 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
                 handle.let_go.ring();
             }
             // A held disk leaves new requests where they are.
-            let held = desk.minor.is_held(&mut heard, cx);
+            let held = desk.minor.is_held(handle.life, &mut heard, cx);
             let mut moved = slots.poll(cx, |answer| put(&mut ring, &answer, &handle));
             moved |= match ring {
                 Some(_) => desk.batch.run(&domain),

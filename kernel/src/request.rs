@@ -151,7 +151,7 @@ impl<X: Xen> Desk<X> {
         let (began, operation) = (self.clock.get(), self.operation(&request.body));
         self.segments.take(segments).await;
         let mut sheet = self.spare.borrow_mut().pop().unwrap_or_default();
-        let result = match self.minor.stack() {
+        let result = match self.minor.stack(self.ring.life) {
             Some(stack) => self.perform(&stack, request.body, &mut sheet).await,
             // It was closed under its rings.
             None => Err(Failed::Store(Error::Gone)),

@@ -202,11 +202,12 @@ impl<X: Xen> Vbd<X> {
         let (queue, minor) =
             (self.queue.clone(), self.minor.as_ref().filter(|_| connected).map(|user| Rc::clone(user)));
         let mut minor_heard = minor.as_ref().map_or(0, |minor| minor.changed.rung());
-        if let Some(minor) = minor.as_ref().filter(|minor| minor.state() == Stands::Closed) {
+        let life = queue.as_ref().map(|queue| queue.life);
+        if let Some(minor) = minor.as_ref().filter(|minor| life.is_some_and(|life| life != minor.life())) {
             // Its ring stays for the guest to close in order; what it asks meanwhile gets errors.
             return self.give_up(OpenError::new(Errno::ENODEV, format!("minor {} was closed", minor.number()))).await;
         }
-        let stack = minor.as_ref().and_then(|minor| minor.stack());
+        let stack = minor.as_ref().zip(life).and_then(|(minor, life)| minor.stack(life));
         let mut heard = stack.as_ref().map_or(0, |stack| stack.changes());
         if let Some(stack) = &stack
             && stack.info().sectors != self.sectors
@@ -374,7 +375,8 @@ impl<X: Xen> Vbd<X> {
         };
         let ring = self.take_ring().await?;
         let closed = || fatal(Errno::ENODEV, format!("minor {} has no image", minor.number()));
-        let info = minor.info().filter(|_| minor.is_servable()).ok_or_else(closed)?;
+        // What is told now is true of this life; that the image is closed while we tell it is seen later by that.
+        let (info, life) = (minor.info().filter(|_| minor.is_servable()).ok_or_else(closed)?, minor.life());
         let store = &self.shared.store;
         let mode = store.read_if_there(&self.node(keys::MODE)).await?;
         let read_only = info.read_only || minor.is_read_only() || mode.as_deref() != Some("w");
@@ -385,7 +387,7 @@ impl<X: Xen> Vbd<X> {
             self.shared.domain.timers.sleep(dwell).await;
         }
         let nodes = properties(info, read_only, cdrom);
-        let handle = Handle::new(self.key.domain, self.key.device, ring.pages, false);
+        let handle = Handle::new(self.key.domain, self.key.device, ring.pages, false, life);
         let desk = Desk::new(minor, handle.clone(), read_only, info.discard.is_some());
         if self.say(State::Connected, nodes).await? {
             self.sectors = info.sectors;

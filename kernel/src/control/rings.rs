@@ -9,7 +9,6 @@ use protocol::errno::Errno;
 
 use drivers::target::OpenError;
 use embassy_futures::select::{Either, select};
-use protocol::session::State;
 use protocol::tapdisk::{Blkif, Vdev};
 use xen::port::{DomId, Port, PortState, Xen};
 
@@ -44,7 +43,7 @@ pub fn connect<X: Xen>(shared: &Rc<Shared<X>>, minor: &Rc<Minor<X>>, blkif: &Blk
     let ring = ring.map_err(|no| OpenError::new(Errno::EINVAL, format!("domain {}: {no}", guest.0)))?;
     let port = ring.channel.port();
     let read_only = info.read_only || minor.is_read_only();
-    let handle = Handle::new(guest, device, ring.pages, true);
+    let handle = Handle::new(guest, device, ring.pages, true, minor.life());
     let desk = Desk::new(minor.clone(), handle.clone(), read_only, info.discard.is_some() && !read_only);
     let (user, queue) = (minor.used(), queue::start(domain.clone(), Rc::new(desk), ring, handle.clone()));
     domain.exec.spawn(async move {
@@ -63,7 +62,7 @@ async fn look_after<X: Xen>(shared: Rc<Shared<X>>, minor: Rc<Minor<X>>, handle: 
     loop {
         let over = poll_fn(|cx| {
             while minor.changed.poll(&mut heard, cx).is_ready() {}
-            let closed = minor.state() == State::Closed;
+            let closed = minor.life() != handle.life;
             if handle.broken.poll(cx).is_ready() || closed { Poll::Ready(()) } else { Poll::Pending }
         });
         let ended = async {
