@@ -16,6 +16,7 @@ use xen::domain::Domain;
 use xen::patience::Patience;
 use xen::port::Xen;
 use xen::store::Store;
+use xen::sync::Signal;
 
 use super::blkfront::{Blkfront, Life};
 use crate::target::{Lower, OpenError};
@@ -28,12 +29,19 @@ pub struct Lowers<X: Xen> {
     domain: Rc<Domain<X>>,
     store: Store<X>,
     disks: RefCell<BTreeMap<u32, Rc<Blkfront<X>>>>,
+    /// A disk ended: its directory may have been made anew before it had.
+    ended: Rc<Signal>,
 }
 
 impl<X: Xen> Lowers<X> {
     /// None yet.
     pub fn new(domain: &Rc<Domain<X>>, store: &Store<X>) -> Rc<Self> {
-        Rc::new(Lowers { domain: domain.clone(), store: store.clone(), disks: RefCell::default() })
+        Rc::new(Lowers {
+            domain: domain.clone(),
+            store: store.clone(),
+            disks: RefCell::default(),
+            ended: Rc::default(),
+        })
     }
 
     /// Finds the disks, and those that come later. One task runs this.
@@ -49,7 +57,7 @@ impl<X: Xen> Lowers<X> {
     async fn look_after(&self, patience: &Patience) -> Result<Infallible, Reason> {
         let watch = self.store.watch("device/vbd", "device/vbd").await?;
         loop {
-            watch.next().await;
+            select(watch.next(), self.ended.wait()).await;
             self.look().await?;
             patience.reset();
         }
@@ -70,7 +78,11 @@ impl<X: Xen> Lowers<X> {
             if free && state.as_deref() == Some("1") {
                 let disk = Blkfront::new(&self.domain, &self.store, device);
                 self.disks.borrow_mut().insert(device, disk.clone());
-                self.domain.exec.spawn(disk.run());
+                let ended = self.ended.clone();
+                self.domain.exec.spawn(async move {
+                    disk.run().await;
+                    ended.raise();
+                });
             }
         }
         Ok(())
@@ -92,10 +104,25 @@ impl<X: Xen> Lowers<X> {
         }
     }
 
+    /// As [`look`](Lowers::look), again and again while xenstore says no, as long as an open would wait.
+    async fn look_patiently(&self, whole: &Lower) -> Result<(), OpenError> {
+        let (patience, end) = (Patience::default(), self.domain.xen.now() + PATIENCE);
+        loop {
+            match self.look().await {
+                Ok(()) => return Ok(()),
+                Err(reason) if self.domain.xen.now() >= end => {
+                    return Err(OpenError::new(Errno::EIO, format!("{whole}: xenstore: {reason:?}")));
+                }
+                Err(reason) => log::warn!("{whole}: xenstore: {reason:?}"),
+            }
+            self.domain.sleep(patience.next()).await;
+        }
+    }
+
     /// The disk of this name, once it is ready.
     pub async fn find(&self, lower: &Lower) -> Result<Rc<Blkfront<X>>, OpenError> {
         let whole = Lower { partition: None, ..*lower };
-        self.look().await.map_err(|reason| OpenError::new(Errno::EIO, format!("{whole}: xenstore: {reason:?}")))?;
+        self.look_patiently(&whole).await?;
         let disk = self.disks.borrow().get(&lower.device).cloned();
         let none = || OpenError::new(Errno::ENOENT, format!("{whole}: this domain has no such disk"));
         let disk = disk.filter(|disk| disk.life() != Life::Over).ok_or_else(none)?;
