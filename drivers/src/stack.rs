@@ -3,10 +3,10 @@
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::task::{Context, Poll};
 use protocol::errno::Errno;
 
 use xen::port::Xen;
+use xen::sync::Listener;
 
 use crate::device::blkfront::{Blkfront, Life};
 use crate::device::lowers::Lowers;
@@ -53,19 +53,11 @@ impl<X: Xen> Stack<X> {
         }
     }
 
-    /// How often it has changed so far, for [`poll_changed`](Stack::poll_changed).
-    pub fn changes(&self) -> u64 {
+    /// Hears when its size or its life changes from now on; none if they never do.
+    pub fn changes(&self) -> Option<Listener> {
         match &self.leaf {
-            Leaf::Ram(_) => 0,
-            Leaf::Lower(disk) => disk.changed.rung(),
-        }
-    }
-
-    /// Ready when its size or its life changed since `heard`.
-    pub fn poll_changed(&self, heard: &mut u64, cx: &mut Context<'_>) -> Poll<()> {
-        match &self.leaf {
-            Leaf::Ram(_) => Poll::Pending,
-            Leaf::Lower(disk) => disk.changed.poll(heard, cx),
+            Leaf::Ram(_) => None,
+            Leaf::Lower(disk) => Some(disk.changed.listen()),
         }
     }
 

@@ -10,9 +10,8 @@ use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use core::future::poll_fn;
 use core::ops::Deref;
-use core::task::{Context, Poll};
+use core::task::Context;
 use protocol::errno::Errno;
 
 use drivers::device::lowers::Lowers;
@@ -23,7 +22,7 @@ use protocol::session::{State, Verdict, verdict};
 use protocol::tapdisk::Kind;
 use xen::limits::VBDS;
 use xen::port::{Instant, Xen};
-use xen::sync::Bell;
+use xen::sync::{Bell, Listener};
 
 use crate::attach::Key;
 use crate::failures::{Failures, Last};
@@ -310,23 +309,18 @@ impl<X: Xen> Minor<X> {
 
     /// Waits until it stands elsewhere.
     pub async fn moved(&self, from: State) {
-        let mut heard = self.changed.rung();
-        poll_fn(|cx| {
-            while self.changed.poll(&mut heard, cx).is_ready() {}
-            if self.state.get() == from { Poll::Pending } else { Poll::Ready(()) }
-        })
-        .await
+        let mut changed = self.changed.listen();
+        while self.state.get() == from {
+            changed.wait().await;
+        }
     }
 
     /// Waits while this message is at work and requests are in flight.
     async fn drained(&self, work: u64) {
-        let mut heard = self.changed.rung();
-        poll_fn(|cx| {
-            // Listens first, for what happens after the look.
-            while self.changed.poll(&mut heard, cx).is_ready() {}
-            if self.in_flight.get() > 0 && self.is_at_work(work) { Poll::Pending } else { Poll::Ready(()) }
-        })
-        .await
+        let mut changed = self.changed.listen();
+        while self.in_flight.get() > 0 && self.is_at_work(work) {
+            changed.wait().await;
+        }
     }
 
     fn put_away(&self) {
@@ -357,9 +351,10 @@ impl<X: Xen> Minor<X> {
         self.changed.ring();
     }
 
-    /// Whether requests are to stay on the rings of this life. Tells of a change by `cx`.
-    pub fn is_held(&self, life: u64, heard: &mut u64, cx: &mut Context<'_>) -> bool {
-        while self.changed.poll(heard, cx).is_ready() {}
+    /// Whether requests are to stay on the rings of this life. Tells of a change by `cx`; `changed` listens to its
+    /// own bell.
+    pub fn is_held(&self, life: u64, changed: &mut Listener, cx: &mut Context<'_>) -> bool {
+        while changed.poll(cx).is_ready() {}
         life == self.life.get() && !matches!(self.state.get(), State::Open | State::Attached | State::Closed)
     }
 

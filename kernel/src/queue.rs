@@ -89,7 +89,9 @@ impl Handle {
 
 /// Waits until it has rung, ever.
 async fn once(bell: &Bell) {
-    poll_fn(|cx| bell.poll(&mut 0, cx)).await
+    if bell.rung() == 0 {
+        bell.listen().wait().await
+    }
 }
 
 /// The guest's ring.
@@ -168,7 +170,7 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
     let mut slots = Slots::new(REQUESTS_PER_VBD);
     let mut alone = Alone::No;
     let mut ring = Some(ring);
-    let mut heard = desk.minor.changed.rung();
+    let mut changed = desk.minor.changed.listen();
     poll_fn(|cx| {
         let mut budget = REQUESTS_PER_TURN;
         loop {
@@ -181,7 +183,7 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
                 handle.let_go.ring();
             }
             // A held disk leaves new requests where they are.
-            let held = desk.minor.is_held(handle.life, &mut heard, cx);
+            let held = desk.minor.is_held(handle.life, &mut changed, cx);
             let mut moved = slots.poll(cx, |answer| put(&mut ring, &answer, &handle));
             moved |= match ring {
                 Some(_) => desk.batch.run(&domain),

@@ -201,14 +201,14 @@ impl<X: Xen> Vbd<X> {
         let connected = self.back.phase() == Phase::Connected;
         let (queue, minor) =
             (self.queue.clone(), self.minor.as_ref().filter(|_| connected).map(|user| Rc::clone(user)));
-        let mut minor_heard = minor.as_ref().map_or(0, |minor| minor.changed.rung());
+        let mut moved = minor.as_ref().map(|minor| minor.changed.listen());
         let life = queue.as_ref().map(|queue| queue.life);
         if let Some(minor) = minor.as_ref().filter(|minor| life.is_some_and(|life| life != minor.life())) {
             // Its ring stays for the guest to close in order; what it asks meanwhile gets errors.
             return self.give_up(OpenError::new(Errno::ENODEV, format!("minor {} was closed", minor.number()))).await;
         }
         let stack = minor.as_ref().zip(life).and_then(|(minor, life)| minor.stack(life));
-        let mut heard = stack.as_ref().map_or(0, |stack| stack.changes());
+        let mut changes = stack.as_ref().and_then(|stack| stack.changes());
         if let Some(stack) = &stack
             && stack.info().sectors != self.sectors
         {
@@ -221,8 +221,8 @@ impl<X: Xen> Vbd<X> {
                 return Poll::Ready(true);
             }
             let nodes = watch.poll(cx).is_ready() | changed.poll(cx).is_ready();
-            let image = minor.as_ref().is_some_and(|minor| minor.changed.poll(&mut minor_heard, cx).is_ready());
-            let store = stack.as_ref().is_some_and(|stack| stack.poll_changed(&mut heard, cx).is_ready());
+            let image = moved.as_mut().is_some_and(|moved| moved.poll(cx).is_ready());
+            let store = changes.as_mut().is_some_and(|changes| changes.poll(cx).is_ready());
             if nodes || image || store { Poll::Ready(false) } else { Poll::Pending }
         })
         .await;

@@ -156,3 +156,23 @@ fn a_resume_that_fails_loses_no_disk_in_memory() {
         stage.detach(&guest);
     });
 }
+
+/// A guest that connects again and again left a waiter at its disk each time: memory, and time at every turn, without end.
+#[test]
+fn guests_that_come_and_go_leave_nobody_waiting_at_a_disk() {
+    let mut stage = Stage::bare(1);
+    let model = Model::zeroes(2048);
+    let guest = loaded_on_minor(&mut stage, 0, "ram:1M", &model);
+    stage.run.at_rest(&guest.front);
+    let minor = stage.run.tapdom().unwrap().shared().minors.get(0).unwrap();
+    let waiting = minor.changed.waiting();
+    assert!(waiting > 0);
+    for _ in 0..20 {
+        stage.detach(&guest);
+        stage.attach(&guest);
+    }
+    stage.run.rest(Duration::from_secs(1));
+    assert_eq!(minor.changed.waiting(), waiting);
+    stage.detach(&guest);
+    assert_eq!(minor.changed.waiting(), 0);
+}

@@ -1,7 +1,8 @@
 //! Waiting for one another on one vCPU: a signal, counted credits, a queue of in-flight slots.
 
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::task::Wake;
 use alloc::vec::Vec;
@@ -53,35 +54,75 @@ impl Signal {
     }
 }
 
-/// A bell that many tasks listen to. Each keeps for itself how often it has heard it.
+/// A bell that many tasks listen to.
 #[derive(Default)]
-pub struct Bell {
+pub struct Bell(Rc<Rope>);
+
+#[derive(Default)]
+struct Rope {
     rung: Cell<u64>,
-    waiting: RefCell<Vec<Waker>>,
+    waiting: RefCell<BTreeMap<u64, Waker>>,
+    serial: Cell<u64>,
 }
 
 impl Bell {
     /// Wakes everyone who listens.
     pub fn ring(&self) {
-        self.rung.set(self.rung.get() + 1);
-        self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+        self.0.rung.set(self.0.rung.get() + 1);
+        self.0.waiting.take().into_values().for_each(Waker::wake);
     }
 
-    /// Ready when it rang since `heard`, which begins at 0 or at [`rung`](Bell::rung).
-    pub fn poll(&self, heard: &mut u64, cx: &mut Context<'_>) -> Poll<()> {
-        if core::mem::replace(heard, self.rung.get()) != self.rung.get() {
-            return Poll::Ready(());
-        }
-        let mut waiting = self.waiting.borrow_mut();
-        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            waiting.push(cx.waker().clone());
-        }
-        Poll::Pending
+    /// Hears every ring from now on.
+    pub fn listen(&self) -> Listener {
+        Listener { rope: self.0.clone(), heard: self.rung(), key: None }
     }
 
     /// How often it rang.
     pub fn rung(&self) -> u64 {
-        self.rung.get()
+        self.0.rung.get()
+    }
+
+    /// How many wait for it.
+    pub fn waiting(&self) -> usize {
+        self.0.waiting.borrow().len()
+    }
+}
+
+/// One who listens to a [`Bell`]. It leaves nothing there when it is dropped: some bells never ring, and tasks that come
+/// and go as a guest wants would pile up at them.
+pub struct Listener {
+    rope: Rc<Rope>,
+    heard: u64,
+    key: Option<u64>,
+}
+
+impl Listener {
+    /// Ready when it rang since this was last ready.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let rope = &self.rope;
+        if core::mem::replace(&mut self.heard, rope.rung.get()) != rope.rung.get() {
+            return Poll::Ready(());
+        }
+        let key = *self.key.get_or_insert_with(|| rope.serial.replace(rope.serial.get() + 1));
+        let mut waiting = rope.waiting.borrow_mut();
+        match waiting.get_mut(&key) {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => drop(waiting.insert(key, cx.waker().clone())),
+        }
+        Poll::Pending
+    }
+
+    /// Waits until it rang since this was last ready.
+    pub async fn wait(&mut self) {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.rope.waiting.borrow_mut().remove(&key);
+        }
     }
 }
 
@@ -277,7 +318,6 @@ impl<F: Future> Slots<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::rc::Rc;
 
     fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
         future.poll(&mut Context::from_waker(Waker::noop()))

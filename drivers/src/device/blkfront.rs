@@ -9,7 +9,6 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
-use core::future::poll_fn;
 use core::time::Duration;
 
 use embassy_futures::select::{Either, select};
@@ -89,9 +88,9 @@ impl<X: Xen> Blkfront<X> {
 
     /// Waits until it is ready or over.
     pub async fn settled(&self) {
-        let mut heard = self.changed.rung();
+        let mut changed = self.changed.listen();
         while self.life() == Life::Connecting {
-            poll_fn(|cx| self.changed.poll(&mut heard, cx)).await;
+            changed.wait().await;
         }
     }
 

@@ -1,7 +1,5 @@
 //! The events channel: RUNTIME_ERROR for every store that fails, from the moment a client opened the channel.
 
-use core::future::poll_fn;
-
 use embassy_futures::select::{Either, select};
 use protocol::tapdisk::{Body, Dialect, Message, Reason, Response};
 use xen::port::Xen;
@@ -13,7 +11,7 @@ use super::channel::Line;
 /// fields that are not zero lie at the same places.
 pub async fn tell<X: Xen>(line: &Line<'_, X>) -> Result<(), Broken> {
     let failures = &line.shared.minors.failures;
-    let (mut at, mut heard) = (failures.end(), failures.bell.rung());
+    let (mut at, mut bell) = (failures.end(), failures.bell.listen());
     loop {
         while let Some((failure, missed)) = failures.next(&mut at) {
             let times = failure.times;
@@ -26,8 +24,7 @@ pub async fn tell<X: Xen>(line: &Line<'_, X>) -> Result<(), Broken> {
             let message = Message { cookie: failure.minor, body: Body::RuntimeError(response) };
             line.send(Dialect::Blktap, &message).await?;
         }
-        let rang = poll_fn(|cx| failures.bell.poll(&mut heard, cx));
-        if let Either::Second(()) = select(rang, line.gone()).await {
+        if let Either::Second(()) = select(bell.wait(), line.gone()).await {
             return Ok(());
         }
     }

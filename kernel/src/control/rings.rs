@@ -58,10 +58,10 @@ pub fn connect<X: Xen>(shared: &Rc<Shared<X>>, minor: &Rc<Minor<X>>, blkif: &Blk
 
 /// Ends a ring whose guest is gone or broke it, or whose image was closed. One task a ring.
 async fn look_after<X: Xen>(shared: Rc<Shared<X>>, minor: Rc<Minor<X>>, handle: Rc<Handle>, port: Port) {
-    let mut heard = minor.changed.rung();
+    let mut changed = minor.changed.listen();
     loop {
         let over = poll_fn(|cx| {
-            while minor.changed.poll(&mut heard, cx).is_ready() {}
+            while changed.poll(cx).is_ready() {}
             let closed = minor.life() != handle.life;
             if handle.broken.poll(cx).is_ready() || closed { Poll::Ready(()) } else { Poll::Pending }
         });
