@@ -54,8 +54,8 @@ pub struct Shared<X: Xen> {
     pub minors: Rc<minor::Minors<X>>,
     /// Errors told.
     pub errors: report::Errors,
-    /// Our own domain's number; 0 until xenstore has told it.
-    pub number: Cell<u16>,
+    /// Our own domain's number; 0 until xenstore has told it, see [`report::number`].
+    number: Cell<u16>,
     /// Raised when what we hold may have changed for a while.
     pub held_changed: Signal,
     memory: fn() -> (usize, usize),

@@ -68,13 +68,15 @@ pub struct Minor<X: Xen> {
 /// All minors, by number.
 pub struct Minors<X: Xen> {
     table: RefCell<BTreeMap<u16, Rc<Minor<X>>>>,
+    /// The domain is to end: there will be no more of them.
+    closed: Cell<bool>,
     /// Failures of their stores.
     pub failures: Failures,
 }
 
 impl<X: Xen> Default for Minors<X> {
     fn default() -> Self {
-        Minors { table: RefCell::default(), failures: Failures::default() }
+        Minors { table: RefCell::default(), closed: Cell::new(false), failures: Failures::default() }
     }
 }
 
@@ -94,6 +96,9 @@ impl<X: Xen> Minors<X> {
 
     /// A new minor: of this number, or of the lowest that is free.
     pub fn attach(self: &Rc<Self>, number: Option<u16>, by: By) -> Result<Rc<Minor<X>>, OpenError> {
+        if self.closed.get() {
+            return Err(OpenError::new(Errno::ESHUTDOWN, "this domain is about to end"));
+        }
         let mut minors = self.table.borrow_mut();
         if minors.len() >= VBDS {
             return Err(OpenError::new(Errno::ENOMEM, format!("{VBDS} disks are served already")));
@@ -129,6 +134,12 @@ impl<X: Xen> Minors<X> {
         });
         minors.insert(number, minor.clone());
         Ok(minor)
+    }
+
+    /// Lets no more be made: between EXIT and the end its client may take time to read the answer, and a disk that was
+    /// attached meanwhile would lose what its guest writes.
+    pub fn close(&self) {
+        self.closed.set(true);
     }
 
     /// Takes a minor off the table.

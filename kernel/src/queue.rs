@@ -81,6 +81,11 @@ impl Handle {
         once(&self.let_go).await;
     }
 
+    /// Whether it was told to end.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.get()
+    }
+
     fn stop(&self) {
         self.stop.set(true);
         self.stopped.raise();

@@ -78,11 +78,17 @@ pub async fn counters<X: Xen>(shared: Rc<Shared<X>>) {
     }
 }
 
+/// Our own domain's number, as xenstore tells it; 0 if the toolstack did not write it.
+pub async fn number<X: Xen>(shared: &Shared<X>) -> Result<u16, Reason> {
+    if shared.number.get() == 0 {
+        let number = shared.store.read_if_there("domid").await?;
+        shared.number.set(number.as_deref().and_then(number::u16).unwrap_or(0));
+    }
+    Ok(shared.number.get())
+}
+
 /// Says that disks can be attached.
 pub async fn ready<X: Xen>(shared: &Shared<X>) -> Result<(), Reason> {
-    // PID's answer; a toolstack that does not write it gets 0.
-    let number = shared.store.read_if_there("domid").await?;
-    shared.number.set(number.as_deref().and_then(number::u16).unwrap_or(0));
     shared.store.write("data/ready", concat!("tapdom ", env!("CARGO_PKG_VERSION"))).await?;
     let (used, all) = shared.memory();
     log::info!("tapdom {} is ready, {} of {} KiB of memory in use", env!("CARGO_PKG_VERSION"), used / 1024, all / 1024);

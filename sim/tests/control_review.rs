@@ -6,16 +6,21 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kernel::Shared;
+use kernel::control::Channel;
 use kernel::minor::By;
 use protocol::errno::Errno;
+use protocol::mem::Memory;
 use protocol::session::State;
+use sim::control::{Control, Dialect, Message, id};
 use sim::disk::Model;
 use sim::frontend::{Phase, Workload};
 use sim::handle::SimXen;
-use sim::run::{DRIVER, seeds};
-use sim::stage::{GUEST, Guest, Stage};
+use sim::run::{DRIVER, Run, seeds};
+use sim::stage::{GUEST, Guest, Stage, XVDA};
 use sim::toolstack::Vbd;
-use xen::port::DomId;
+use sim::world::DOM0;
+use xen::page::PageRef;
+use xen::port::{Access, DomId, GrantRef, Port};
 
 type Domain = Rc<Shared<SimXen>>;
 
@@ -175,4 +180,203 @@ fn guests_that_come_and_go_leave_nobody_waiting_at_a_disk() {
     assert_eq!(minor.changed.waiting(), waiting);
     stage.detach(&guest);
     assert_eq!(minor.changed.waiting(), 0);
+}
+
+/// A place on a channel was its client's for as long as it liked, and eight that were left connected locked everybody out.
+#[test]
+fn clients_that_are_silent_make_room_for_others_the_longest_silent_first() {
+    let mut stage = Stage::with_control(1, 2048);
+    let run = &mut stage.run;
+    let mut silent: Vec<_> = (0..8).map(|_| Control::join(run, Dialect::Blktap)).collect();
+    run.rest(Duration::from_millis(10));
+    silent[0].plain(run, id::PID, 0);
+    let ninth = Control::join(run, Dialect::Blktap);
+    assert_eq!(ninth.plain(run, id::PID, 9).cookie(), 9);
+    run.rest(Duration::from_millis(10));
+    let open: Vec<_> = silent.iter().map(Control::is_open).collect();
+    assert_eq!(open.iter().filter(|open| **open).count(), 7, "one had to go");
+    assert!(open[0], "the one that spoke last stays");
+    assert_eq!(silent[0].plain(run, id::PID, 1).cookie(), 1);
+    silent.push(ninth);
+    silent.into_iter().for_each(Control::close);
+    stage.run.rest(Duration::from_secs(20));
+    stage.assert_clean();
+}
+
+/// What a message began held its client's place though the client was gone: eight OPENs of partitions on a store that is
+/// stuck locked everybody out, FORCE_SHUTDOWN with them.
+#[test]
+fn requests_whose_clients_are_gone_keep_nobody_out() {
+    let mut stage = Stage::with_control(2, 2048);
+    stage.back().borrow_mut().options.stuck = true;
+    let run = &mut stage.run;
+    for minor in 0..9 {
+        let client = Control::join(run, Dialect::Blktap);
+        client.done(run, &Message::new(Dialect::Blktap, id::ATTACH, minor));
+        client.send(run, &Message::params(Dialect::Blktap, id::OPEN, minor, 0, "aio:/dev/xvda1").0);
+        run.rest(Duration::from_millis(100));
+        client.kill();
+        run.rest(Duration::from_secs(4));
+    }
+    let control = Control::join(run, Dialect::Blktap);
+    assert_eq!(control.plain(run, id::PID, 1).cookie(), 1);
+    stage.back().borrow_mut().options.stuck = false;
+    stage.run.world.stir();
+    let run = &mut stage.run;
+    for minor in 0..9 {
+        // There is no partition: what was begun ends, whoever waits for it.
+        control.done(run, &Message::new(Dialect::Blktap, id::DETACH, minor));
+    }
+    control.close();
+    stage.run.rest(Duration::from_secs(20));
+    stage.assert_clean();
+}
+
+/// EXIT whose answer is not read at once: disks could be attached meanwhile, and the domain ended under their guests.
+#[test]
+fn nothing_is_attached_once_the_domain_is_about_to_end() {
+    let mut stage = Stage::with_control(3, 2048);
+    let run = &mut stage.run;
+    let (slow, other) = (Control::join(run, Dialect::Blktap), Control::join(run, Dialect::Blktap));
+    // Seven answers fit the ring.
+    for cookie in 0..7 {
+        slow.send(run, &Message::new(Dialect::Blktap, id::PID, cookie).0);
+    }
+    slow.send(run, &Message::new(Dialect::Blktap, id::EXIT, 7).0);
+    run.rest(Duration::from_secs(1));
+    assert_eq!(run.stopped(), None);
+    let refused = other.plain(run, id::ATTACH, 0);
+    assert_eq!(refused.response().0, Errno::ESHUTDOWN.number(), "{}", refused.response().1);
+    for cookie in 0..8 {
+        assert_eq!(slow.answer(run).cookie(), cookie);
+    }
+    assert!(run.until(Duration::from_secs(5), |run| run.stopped().is_some()));
+}
+
+/// PID was answered with 0 until all lower disks had connected, which may take six seconds.
+#[test]
+fn pid_is_told_right_from_the_start() {
+    let mut run = Run::new(4);
+    run.channels = Channel::defaults();
+    // A lower disk that nobody serves.
+    run.toolstack.borrow_mut().place(&Vbd { devid: XVDA, ..Vbd::new(DOM0, DRIVER, "phy:/dev/lower") });
+    run.boot();
+    let control = Control::join(&mut run, Dialect::Blktap);
+    assert!(!run.store.client(DRIVER).exists("data/ready"));
+    assert_eq!(control.plain(&mut run, id::PID, 0).word(0), u32::from(DRIVER.0));
+    control.close();
+}
+
+/// A ring as a frontend's: one page of its guest, and a port.
+fn ring(stage: &Stage) -> (PageRef, GrantRef, Port) {
+    let (page, world) = (PageRef::alone().unwrap(), &stage.run.world);
+    let grant = world.lend(GUEST, &page, DRIVER, Access::ReadWrite).unwrap();
+    let port = world.alloc_unbound(GUEST, DRIVER).unwrap();
+    // req_event and rsp_event.
+    page.store(4, 1);
+    page.store(12, 1);
+    (page, grant, port)
+}
+
+fn connect(minor: u16, devid: u32, (_, grant, port): &(PageRef, GrantRef, Port)) -> Message {
+    Message::blkif(Dialect::Blktap, minor, GUEST, devid, &[grant.0], 3, port.0)
+}
+
+/// After DISCONNECT, with a request in flight, CONNECT was answered that the ring is served, which clients take for a
+/// success, and nobody served it. It waits now: what the old ring wrote must not come after what the new one writes.
+#[test]
+fn a_ring_is_connected_again_once_what_it_left_in_flight_has_ended() {
+    let mut stage = Stage::with_control(5, 2048);
+    let control = Control::join(&mut stage.run, Dialect::Blktap);
+    control.create(&mut stage.run, 0, "aio:/dev/xvda");
+    let model = Model::of(stage.disk().borrow().bytes());
+    let _front = stage.run.frontend(GUEST, 51728, &model);
+    let (first, second, third) = (ring(&stage), ring(&stage), ring(&stage));
+    stage.back().borrow_mut().options.stuck = true;
+    // READ of a sector, which the store does not answer.
+    let data = PageRef::alone().unwrap();
+    let grant = stage.run.world.lend(GUEST, &data, DRIVER, Access::ReadWrite).unwrap();
+    let mut read = [0; 32];
+    read[1] = 1;
+    read[24..28].copy_from_slice(&grant.0.to_le_bytes());
+    first.0.write(64, &read);
+    first.0.store(0, 1);
+    let run = &mut stage.run;
+    control.done(run, &connect(0, XVDA, &first));
+    run.rest(Duration::from_millis(100));
+    let in_flight = |run: &Run| run.tapdom().unwrap().shared().minors.get(0).unwrap().in_flight();
+    assert_eq!(in_flight(run), 1);
+    control.done(run, &Message::gone(Dialect::Blktap, GUEST, XVDA));
+    let gone = control.ask(run, &Message::gone(Dialect::Blktap, GUEST, XVDA));
+    assert_eq!((gone.id(), gone.response().0), (id::ERROR, Errno::ENODEV.number()), "it is served no more");
+    control.send(run, &connect(0, XVDA, &second).0);
+    run.rest(Duration::from_secs(5));
+    assert_eq!((in_flight(run), run.world.mapped_by(DRIVER, GUEST)), (1, 0), "not yet");
+    stage.back().borrow_mut().options.stuck = false;
+    stage.run.world.stir();
+    let run = &mut stage.run;
+    let connected = control.answer(run);
+    assert_eq!(connected.id(), Dialect::Blktap.connect() + 1, "{:?}", connected.response());
+    assert_eq!((in_flight(run), run.world.mapped_by(DRIVER, GUEST)), (0, 1));
+    // Another image under the minor need not wait for a store that is dead.
+    stage.back().borrow_mut().options.stuck = true;
+    second.0.write(64, &read);
+    second.0.store(0, 1);
+    stage.run.world.notify(GUEST, second.2);
+    let run = &mut stage.run;
+    run.rest(Duration::from_millis(100));
+    assert_eq!(in_flight(run), 1);
+    control.plain(run, id::FORCE_SHUTDOWN, 0);
+    control.done(run, &Message::params(Dialect::Blktap, id::OPEN, 0, 0, "ram:1M"));
+    control.done(run, &connect(0, XVDA, &third));
+}
+
+/// A guest's device was connected to two minors at once, and DISCONNECT, which names no minor, took either.
+#[test]
+fn a_guests_device_has_one_ring_whatever_the_minor() {
+    let mut stage = Stage::with_control(6, 2048);
+    let control = Control::join(&mut stage.run, Dialect::Blktap);
+    let model = Model::zeroes(2048);
+    let _front = stage.run.frontend(GUEST, 51728, &model);
+    let (first, second) = (ring(&stage), ring(&stage));
+    let run = &mut stage.run;
+    control.create(run, 0, "ram:1M");
+    control.create(run, 1, "ram:1M");
+    control.done(run, &connect(1, XVDA, &first));
+    let refused = control.ask(run, &connect(0, XVDA, &second));
+    assert_eq!((refused.id(), refused.response().0), (id::ERROR, Errno::EALREADY.number()));
+    control.done(run, &connect(0, 51744, &second));
+}
+
+/// Rings that messages connect were without number.
+#[test]
+fn there_are_as_many_rings_as_disks_at_most() {
+    let mut stage = Stage::with_control(7, 2048);
+    let control = Control::join(&mut stage.run, Dialect::Blktap);
+    control.create(&mut stage.run, 0, "ram:1M");
+    let model = Model::zeroes(2048);
+    let _front = stage.run.frontend(GUEST, 51728, &model);
+    for devid in 0..512 {
+        let ring = ring(&stage);
+        control.done(&mut stage.run, &connect(0, devid, &ring));
+    }
+    let one_more = connect(0, 512, &ring(&stage));
+    let refused = control.ask(&mut stage.run, &one_more);
+    assert_eq!((refused.id(), refused.response().0), (id::ERROR, Errno::ENOMEM.number()));
+    control.done(&mut stage.run, &Message::gone(Dialect::Blktap, GUEST, 7));
+    control.done(&mut stage.run, &one_more);
+}
+
+/// Every refusal was a line on the console, and what a client asks is often a guest's wish (XSA-43).
+#[test]
+fn refusals_are_logged_within_limits() {
+    let mut stage = Stage::with_control(8, 2048);
+    let control = Control::join(&mut stage.run, Dialect::Blktap);
+    let said = sim::journal::said();
+    for cookie in 0..200 {
+        assert_eq!(control.plain(&mut stage.run, id::PAUSE, cookie).id(), id::ERROR);
+    }
+    let lines = sim::journal::said() - said;
+    assert!((1..=40).contains(&lines), "{lines} lines of 200 refusals");
+    control.close();
 }

@@ -4,21 +4,26 @@ use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::fmt;
 use core::time::Duration;
 
 use embassy_futures::select::{Either, select};
 use embedded_io_async::{Read, Write};
+use log::Level;
 use protocol::number;
 use protocol::tapdisk::{Arrived, Assembler, Dialect, MESSAGE_BYTES_MAX, Message, Reason};
 use protocol::vchan::Orders;
+use xen::exec::yield_now;
 use xen::limits::{CONTROL_CLIENTS, CONTROL_SECONDS};
-use xen::port::{DomId, Xen};
-use xen::sync::Credits;
+use xen::port::{DomId, Instant, Xen};
+use xen::sync::Signal;
 use xen::vchan::{Broken, Connection, Server};
 
 use super::commands::{Commands, Then};
 use super::events;
 use crate::Shared;
+use crate::quiet::Quiet;
 
 /// What is spoken on a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,13 +93,13 @@ pub async fn run<X: Xen>(shared: Rc<Shared<X>>, channel: Channel) {
         Ok(server) => server,
         Err(no) => return log::error!("control channel {}: {no}", channel.path),
     };
-    let places = Rc::new(Credits::new(CONTROL_CLIENTS));
+    let seats = Rc::new(Seats::new(shared.domain.xen.now()));
     loop {
-        places.take(1).await;
         let connection = server.accept().await;
-        let (shared, places, speaks) = (shared.clone(), places.clone(), channel.speaks);
+        let seat = seats.take().await;
+        let (shared, seats, speaks) = (shared.clone(), seats.clone(), channel.speaks);
         shared.domain.clone().exec.spawn(async move {
-            let line = Line { shared: &shared, connection };
+            let line = Line { shared: &shared, connection, seats: &seats, seat: &seat };
             let ended = match speaks {
                 Speaks::Commands(dialect) => line.converse(dialect).await,
                 Speaks::Events => events::tell(&line).await.map(|()| Then::GoOn),
@@ -106,9 +111,52 @@ pub async fn run<X: Xen>(shared: Rc<Shared<X>>, channel: Channel) {
                 Ok(Then::GoOn) => {}
                 Err(broken) => log::debug!("control: {broken}"),
             }
-            places.put(1);
+            seats.free(&seat);
             shared.held_changed.raise();
         });
+    }
+}
+
+/// The clients of one channel.
+struct Seats {
+    taken: RefCell<Vec<Rc<Seat>>>,
+    changed: Signal,
+    /// What is logged of them: much of what is refused here was asked for by guests in the end.
+    lines: Quiet,
+}
+
+/// One client's place.
+#[derive(Default)]
+struct Seat {
+    /// Since when it has asked nothing and waits for nothing.
+    idle_since: Cell<Option<Instant>>,
+    /// Raised when somebody else needs the place.
+    leave: Signal,
+}
+
+impl Seats {
+    fn new(now: Instant) -> Self {
+        Seats { taken: RefCell::default(), changed: Signal::default(), lines: Quiet::new(now) }
+    }
+
+    /// Waits for a place. When all are taken, the client that has been silent longest goes: some that were left connected
+    /// must not lock out everybody.
+    async fn take(&self) -> Rc<Seat> {
+        while self.taken.borrow().len() >= CONTROL_CLIENTS {
+            let silent = |seat: &&Rc<Seat>| seat.idle_since.get().is_some();
+            if let Some(seat) = self.taken.borrow().iter().filter(silent).min_by_key(|seat| seat.idle_since.get()) {
+                seat.leave.raise();
+            }
+            self.changed.wait().await;
+        }
+        let seat = Rc::<Seat>::default();
+        self.taken.borrow_mut().push(seat.clone());
+        seat
+    }
+
+    fn free(&self, seat: &Rc<Seat>) {
+        self.taken.borrow_mut().retain(|other| !Rc::ptr_eq(other, seat));
+        self.changed.raise();
     }
 }
 
@@ -117,6 +165,8 @@ pub struct Line<'a, X: Xen> {
     /// The domain.
     pub shared: &'a Rc<Shared<X>>,
     connection: Connection<X>,
+    seats: &'a Seats,
+    seat: &'a Seat,
 }
 
 impl<X: Xen> Line<'_, X> {
@@ -126,7 +176,7 @@ impl<X: Xen> Line<'_, X> {
             let idle = assembler.is_idle();
             let mut connection = &self.connection;
             let read = connection.read(assembler.room());
-            let bytes = if idle { read.await? } else { self.within(read).await? };
+            let bytes = if idle { self.unless_asked_to_leave(read).await? } else { self.within(read).await? };
             if bytes == 0 {
                 return Ok(Then::GoOn);
             }
@@ -145,6 +195,29 @@ impl<X: Xen> Line<'_, X> {
                 }
             }
         }
+    }
+
+    /// The bytes of the next request; 0 if there will be none.
+    async fn unless_asked_to_leave(&self, read: impl Future<Output = Result<usize, Broken>>) -> Result<usize, Broken> {
+        self.seat.idle_since.set(Some(self.shared.domain.xen.now()));
+        self.seats.changed.raise();
+        let read = select(read, self.seat.leave.wait()).await;
+        self.seat.idle_since.set(None);
+        match read {
+            Either::First(read) => {
+                self.seat.leave.lower();
+                read
+            }
+            Either::Second(()) => {
+                self.log(Level::Info, format_args!("a client that was silent makes room for another"));
+                Ok(0)
+            }
+        }
+    }
+
+    /// Logs a line, within limits.
+    pub fn log(&self, level: Level, line: fmt::Arguments<'_>) {
+        self.seats.lines.say(self.shared.domain.xen.now(), level, format_args!("control: {line}"));
     }
 
     /// Sends a message.
@@ -166,6 +239,8 @@ impl<X: Xen> Line<'_, X> {
         while !bytes.is_empty() {
             let written = self.within(connection.write(bytes)).await?;
             bytes = &bytes[written..];
+            // A client that asks and reads as fast as it is answered must not keep all others waiting.
+            yield_now().await;
         }
         Ok(())
     }
@@ -179,7 +254,7 @@ impl<X: Xen> Line<'_, X> {
         match select(step, self.shared.domain.sleep(PATIENCE)).await {
             Either::First(done) => done,
             Either::Second(()) => {
-                log::warn!("control: a client left a message half done for {CONTROL_SECONDS} s");
+                self.log(Level::Warn, format_args!("a client left a message half done for {CONTROL_SECONDS} s"));
                 Err(Broken::Gone)
             }
         }

@@ -1,21 +1,28 @@
 //! One request of a control client, from its verdict to its answer.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::cell::Cell;
+use core::future::poll_fn;
+use core::task::Poll;
 use protocol::errno::Errno;
 
 use drivers::disk::{Info, SECTOR_BYTES};
 use drivers::target::OpenError;
+use embassy_futures::poll_once;
 use embassy_futures::select::{Either, select};
+use log::Level;
 use protocol::blkif::INFO_READONLY;
 use protocol::session::{Refusal, State, Verdict, ring_verdict, verdict};
 use protocol::tapdisk::{
-    Body, Dialect, EVERY_MINOR, Flags, Image, Kind, Listed, MINORS_MAX, Message, Minors, Params, Request, Response,
-    Text,
+    Blkif, Body, Dialect, EVERY_MINOR, Flags, Image, Kind, Listed, MINORS_MAX, Message, Minors, Params, Request,
+    Response, Text,
 };
 use xen::port::{Stop, Xen};
+use xen::sync::Signal;
 use xen::vchan::Broken;
 
 use super::channel::Line;
@@ -69,11 +76,18 @@ impl<X: Xen> Commands<'_, X> {
         let Message { cookie, body } = &request.message;
         let (cookie, kind) = (*cookie, body.kind());
         match self.perform(request).await {
-            Ok(Some(body)) => self.line.send(self.dialect, &Message { cookie, body }).await?,
+            Ok(Some(body)) => {
+                let sent = self.line.send(self.dialect, &Message { cookie, body }).await;
+                // EXIT is decided, whether its client heard of it or not: nothing can be attached any more.
+                if kind != Kind::Exit {
+                    sent?;
+                }
+            }
             Ok(None) => {}
             Err(Failed::Gone(broken)) => return Err(broken),
             Err(Failed::Answer(OpenError { errno, text })) => {
-                log::info!("control: {} of minor {cookie}: {} {text}", kind.name(), errno.number());
+                let line = format_args!("{} of minor {cookie}: {} {text}", kind.name(), errno.number());
+                self.line.log(Level::Info, line);
                 let response = Response::failed(errno, Text::cut(&text));
                 let refusal = Message::refusal(self.dialect, cookie, Some(kind), response);
                 self.line.send(self.dialect, &refusal).await?;
@@ -116,6 +130,27 @@ impl<X: Xen> Commands<'_, X> {
         }
     }
 
+    /// Does what must be done to its end. It begins here and now, and goes on in a task of its own: a client that goes
+    /// frees its place on the channel. Otherwise a few requests to a store that is stuck would lock everybody out.
+    async fn apart<T: 'static>(&self, step: impl Future<Output = T> + 'static) -> Result<T, Failed> {
+        let mut step = Box::pin(step);
+        if let Poll::Ready(result) = poll_once(&mut step) {
+            return Ok(result);
+        }
+        let end = Rc::new((Cell::new(None), Signal::default()));
+        let ended = end.clone();
+        self.line.shared.domain.exec.spawn(async move {
+            let result = step.await;
+            ended.0.set(Some(result));
+            ended.1.raise();
+        });
+        let result = poll_fn(|cx| {
+            while end.1.poll(cx).is_ready() {}
+            end.0.take().map_or(Poll::Pending, Poll::Ready)
+        });
+        self.while_there(result).await
+    }
+
     fn minor(&self, cookie: u16) -> Result<Rc<Minor<X>>, Failed> {
         self.line
             .shared
@@ -134,7 +169,7 @@ impl<X: Xen> Commands<'_, X> {
         if to_do {
             let minors = &shared.minors;
             match body {
-                Body::Pid => return Ok(Some(Body::PidRsp(shared.number.get().into()))),
+                Body::Pid => return Ok(Some(Body::PidRsp(self.pid().await?))),
                 Body::List => return self.list(cookie).await.map(|()| None),
                 Body::ListMinors => return self.list_minors(cookie).await.map(|()| None),
                 Body::Stats => return self.stats(cookie).await.map(|()| None),
@@ -144,7 +179,8 @@ impl<X: Xen> Commands<'_, X> {
                 Body::Open(params) => {
                     let read_only = self.allow_open(params, request)?;
                     let minor = self.minor(cookie)?;
-                    minor.open(&shared.lowers, params.path.as_str(), read_only).await?;
+                    let (opened, lowers, name) = (minor.clone(), shared.lowers.clone(), String::from(&*params.path));
+                    self.apart(async move { opened.open(&lowers, &name, read_only).await }).await??;
                     return Ok(Some(Body::OpenRsp(image(&minor)?)));
                 }
                 Body::Pause => {
@@ -154,16 +190,12 @@ impl<X: Xen> Commands<'_, X> {
                 }
                 Body::Resume(params) => {
                     self.allow(Flags::NONE, params.flags, params.prt_devnum.is_some(), params.secondary)?;
-                    let path = params.path.as_str();
-                    let path = Some(path).filter(|path| !path.is_empty());
-                    self.minor(cookie)?.resume(&shared.lowers, path).await?;
+                    let name = Some(&*params.path).filter(|path| !path.is_empty()).map(String::from);
+                    let (minor, lowers) = (self.minor(cookie)?, shared.lowers.clone());
+                    self.apart(async move { minor.resume(&lowers, name.as_deref()).await }).await??;
                 }
                 Body::Close | Body::ForceShutdown => self.close(cookie, kind == Kind::ForceShutdown).await?,
-                Body::XenblkifConnect(blkif) => {
-                    let minor = self.minor(cookie)?;
-                    self.ring(kind, rings::of(&minor, blkif.vdev).is_some(), blkif.vdev.domid)?;
-                    rings::connect(shared, &minor, blkif)?;
-                }
+                Body::XenblkifConnect(blkif) => self.connect(cookie, blkif).await?,
                 Body::XenblkifDisconnect(vdev) => {
                     let ring = rings::find(shared, *vdev);
                     self.ring(kind, ring.is_some(), vdev.domid)?;
@@ -171,11 +203,33 @@ impl<X: Xen> Commands<'_, X> {
                         ring.let_go().await;
                     }
                 }
-                Body::Exit => return Ok(Some(Body::Exit)),
+                Body::Exit => {
+                    minors.close();
+                    return Ok(Some(Body::Exit));
+                }
                 _ => return Err(failed(Errno::EINVAL, "not a request")),
             }
         }
         Ok(done(kind))
+    }
+
+    /// Our number, which must be that of the channel a client found. A toolstack that does not write it gets 0.
+    async fn pid(&self) -> Result<i32, Failed> {
+        let number = crate::report::number(self.line.shared).await;
+        Ok(number.map_err(|reason| failed(Errno::EIO, format!("domid: xenstore: {reason:?}")))?.into())
+    }
+
+    async fn connect(&self, cookie: u16, blkif: &Blkif<'_>) -> Result<(), Failed> {
+        let (shared, vdev, kind) = (self.line.shared, blkif.vdev, Kind::XenblkifConnect);
+        loop {
+            let minor = self.minor(cookie)?;
+            let served = rings::find(shared, vdev).or_else(|| rings::of(&minor, vdev)).is_some();
+            self.ring(kind, served, vdev.domid)?;
+            // What the guest wrote by the ring before must not reach the store after what it writes by this one.
+            let Some(ending) = rings::ending(&minor, vdev) else { return Ok(rings::connect(shared, &minor, blkif)?) };
+            self.while_there(ending.ended()).await?;
+            self.admit(kind, cookie).await?;
+        }
     }
 
     fn ring(&self, kind: Kind, served: bool, domain: u16) -> Result<(), Failed> {
@@ -197,17 +251,19 @@ impl<X: Xen> Commands<'_, X> {
 
     async fn close(&self, cookie: u16, force: bool) -> Result<(), Failed> {
         let minor = self.minor(cookie)?;
-        minor.close(force).await;
-        let by_message: Vec<_> = minor.rings.borrow().iter().filter(|ring| ring.by_message).cloned().collect();
-        for ring in by_message {
-            // Without `force` nothing is in flight.
-            if force {
-                ring.let_go().await;
-            } else {
-                ring.end().await;
+        let close = async move {
+            minor.close(force).await;
+            let by_message: Vec<_> = minor.rings.borrow().iter().filter(|ring| ring.by_message).cloned().collect();
+            for ring in by_message.into_iter().filter(|ring| ring.life != minor.life()) {
+                // Without `force` nothing is in flight.
+                if force {
+                    ring.let_go().await;
+                } else {
+                    ring.end().await;
+                }
             }
-        }
-        Ok(())
+        };
+        self.apart(close).await
     }
 
     /// Whether OPEN is to be read-only; or which of its wishes cannot be had.
@@ -264,8 +320,10 @@ impl<X: Xen> Commands<'_, X> {
     /// STATS_RSP and the JSON it announces.
     async fn stats(&self, cookie: u16) -> Result<(), Failed> {
         let shared = self.line.shared;
-        let json =
-            if cookie == EVERY_MINOR { figures::all(shared) } else { figures::one(shared, &*self.minor(cookie)?) };
+        let json = match cookie {
+            EVERY_MINOR => figures::all(shared).await,
+            _ => figures::one(shared, &*self.minor(cookie)?),
+        };
         let json = json.map_err(|_| failed(Errno::ENOMEM, "not enough memory for the statistics"))?;
         self.say(cookie, Body::StatsRsp { bytes: json.len() as u64 }).await?;
         Ok(self.line.send_bytes(json.as_bytes()).await?)

@@ -8,6 +8,7 @@ use core::fmt::{self, Write};
 
 use protocol::session::State;
 use protocol::tapdisk::stats::{Driver, Grants, Image, Operations, Pair, Queue, Ring, RingErrors, Vbd};
+use xen::exec::yield_now;
 use xen::limits::REQUESTS_PER_LOWER;
 use xen::port::Xen;
 
@@ -20,16 +21,18 @@ pub fn one<X: Xen>(shared: &Shared<X>, minor: &Minor<X>) -> Result<String, TryRe
     text(|json| vbd(json, shared, minor))
 }
 
-/// An array of those of all: made whole before its first byte is sent, for the answer tells its length first.
-pub fn all<X: Xen>(shared: &Shared<X>) -> Result<String, TryReserveError> {
-    text(|json| {
-        json.write_str("[ ")?;
-        for (at, minor) in shared.minors.all().iter().enumerate() {
+/// An array of those of all: made whole before its first byte is sent, for the answer tells its length first. Guests'
+/// requests get their turns in between: hundreds of disks are a long text.
+pub async fn all<X: Xen>(shared: &Shared<X>) -> Result<String, TryReserveError> {
+    let mut json = text(|json| json.write_str("[ "))?;
+    for (at, minor) in shared.minors.all().iter().enumerate() {
+        json = more(json, |json| {
             json.write_str(if at > 0 { ", " } else { "" })?;
-            vbd(json, shared, minor)?;
-        }
-        json.write_str(" ]")
-    })
+            vbd(json, shared, minor)
+        })?;
+        yield_now().await;
+    }
+    more(json, |json| json.write_str(" ]"))
 }
 
 /// A text that says so when memory is short; nothing else of us fails.
@@ -47,7 +50,11 @@ impl Write for Fallible {
 }
 
 fn text(write: impl FnOnce(&mut Fallible) -> fmt::Result) -> Result<String, TryReserveError> {
-    let mut json = Fallible(String::new(), Ok(()));
+    more(String::new(), write)
+}
+
+fn more(text: String, write: impl FnOnce(&mut Fallible) -> fmt::Result) -> Result<String, TryReserveError> {
+    let mut json = Fallible(text, Ok(()));
     // Only memory fails here, and that is kept.
     let _ = write(&mut json);
     json.1.map(|()| json.0)

@@ -10,6 +10,7 @@ use protocol::errno::Errno;
 use drivers::target::OpenError;
 use embassy_futures::select::{Either, select};
 use protocol::tapdisk::{Blkif, Vdev};
+use xen::limits::VBDS;
 use xen::port::{DomId, Port, PortState, Xen};
 
 use crate::Shared;
@@ -20,7 +21,7 @@ use crate::request::Desk;
 /// How often we look whether the guest is still at its end of the port: when it is not, nobody else may tell us.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// The ring of this guest and device, if a message connected one.
+/// The ring of this guest and device that a message connected, from whichever minor it is served.
 pub fn find<X: Xen>(shared: &Shared<X>, vdev: Vdev) -> Option<Rc<Handle>> {
     let minors = shared.minors.all();
     minors.iter().find_map(|minor| of(minor, vdev).filter(|handle| handle.by_message))
@@ -28,8 +29,18 @@ pub fn find<X: Xen>(shared: &Shared<X>, vdev: Vdev) -> Option<Rc<Handle>> {
 
 /// The ring of this guest and device that is served from this minor.
 pub fn of<X: Xen>(minor: &Minor<X>, vdev: Vdev) -> Option<Rc<Handle>> {
-    let rings = minor.rings.borrow();
-    rings.iter().find(|ring| (ring.guest, ring.device) == (DomId(vdev.domid), vdev.devid)).cloned()
+    some(minor, vdev, |ring| !ring.is_stopping())
+}
+
+/// The ring of this guest and device that was let go of, and whose requests are still in flight to the image that is
+/// under this minor now.
+pub fn ending<X: Xen>(minor: &Minor<X>, vdev: Vdev) -> Option<Rc<Handle>> {
+    some(minor, vdev, |ring| ring.is_stopping() && ring.life == minor.life())
+}
+
+fn some<X: Xen>(minor: &Minor<X>, vdev: Vdev, is_meant: impl Fn(&Handle) -> bool) -> Option<Rc<Handle>> {
+    let is_its = |ring: &Handle| (ring.guest, ring.device) == (DomId(vdev.domid), vdev.devid);
+    minor.rings.borrow().iter().find(|ring| is_its(ring) && is_meant(ring)).cloned()
 }
 
 /// Serves a ring. The caller has seen that the minor is servable and has no such ring.
@@ -38,6 +49,10 @@ pub fn connect<X: Xen>(shared: &Rc<Shared<X>>, minor: &Rc<Minor<X>>, blkif: &Blk
     let Some(info) = minor.info() else {
         return Err(OpenError::new(Errno::ENODEV, "no image is open"));
     };
+    // A guest pays for what it grants, but the ring costs us memory too.
+    if shared.minors.all().iter().map(|minor| minor.rings.borrow().len()).sum::<usize>() >= VBDS {
+        return Err(OpenError::new(Errno::ENOMEM, format!("{VBDS} rings are served already")));
+    }
     let domain = &shared.domain;
     let ring = Ring::take(domain, guest, blkif.grefs.as_slice(), blkif.port, blkif.proto.layout());
     let ring = ring.map_err(|no| OpenError::new(Errno::EINVAL, format!("domain {}: {no}", guest.0)))?;
