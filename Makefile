@@ -14,7 +14,7 @@ tap_ctl := target/x86_64-unknown-linux-gnu/release/tap-ctl
 # What Debian must have installed; the parts of the boots are fetched by `boots` itself and never installed.
 packages := gcc libc6-dev binutils libxen-dev qemu-system-x86
 
-.PHONY: run test setup build lint host sim crash boots fuzz loom miri size clean
+.PHONY: run test setup build lint host sim crash boots fuzz loom mutants miri size clean
 
 run: build
 	$(boots) run $(run_flags)
@@ -77,6 +77,14 @@ fuzz:
 # In a directory of its own: the checker's dependencies are not the product's.
 loom:
 	cd model && cargo test --locked --quiet
+
+# Known bugs, each with the test that has to notice it; then those that cargo-mutants makes, which takes the better part of a
+# day: SHARD=k/n is a part of them.
+mutants: setup
+	@command -v cargo-mutants >/dev/null || cargo install --locked cargo-mutants
+	cargo build --locked -p tools --bin mutants
+	target/debug/mutants known
+	target/debug/mutants made $(SHARD)
 
 # The lines that are unsafe and run on the host, and the tests around them, in an interpreter that knows the rules.
 miri:

@@ -178,4 +178,11 @@ mod tests {
         assert_eq!(within(u64::MAX, 1, u64::MAX), Err(Error::OutOfRange));
         assert_eq!(within(u64::MAX, 2, 10), Err(Error::OutOfRange));
     }
+
+    #[test]
+    fn errors_have_the_numbers_that_clients_know() {
+        let errors = [Error::Medium, Error::Gone, Error::ReadOnly, Error::OutOfRange, Error::Unsupported];
+        // EIO, ESHUTDOWN, EROFS, EINVAL, EOPNOTSUPP of Linux.
+        assert_eq!(errors.map(|error| error.errno().number()), [5, 108, 30, 22, 95]);
+    }
 }

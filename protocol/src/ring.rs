@@ -625,6 +625,23 @@ mod tests {
         (0..5).for_each(|_| front.put(&[0; 16]));
     }
 
+    #[test]
+    fn an_event_is_for_answers_that_were_asked_about() {
+        let flat = ring(9);
+        let memory = Watched::new(&flat);
+        let mut back = Back::attach(&memory, SMALL).unwrap();
+        flat.store(REQ_PROD, 11);
+        flat.store(RSP_EVENT, 11);
+        assert_eq!(back.take(&mut [0; 16]), Ok(true));
+        assert!(!back.publish(), "an event without an answer");
+        back.put(b"one");
+        assert!(!back.publish(), "an event for the first answer, asked for at the second");
+        assert_eq!(back.take(&mut [0; 16]), Ok(true));
+        back.put(b"two");
+        assert!(back.publish());
+        assert_eq!(memory.loads()[RSP_PROD / 4], 1, "our own index, read back after the start");
+    }
+
     /// Two honest halves in random order, across the wrap: everything arrives once and in order, and a half that went
     /// to sleep after `rearm` is always notified.
     #[test]

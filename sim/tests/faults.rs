@@ -6,6 +6,7 @@ use sim::blkif::SECTOR;
 use sim::disk::{Disk, Model};
 use sim::fault::Fault;
 use sim::frontend::{Io, Options, Phase, Workload};
+use sim::lie::Lie;
 use sim::marks;
 use sim::run::{DRIVER, Run, seeds};
 use sim::stage::{GUEST, Stage, XVDA};
@@ -170,6 +171,49 @@ fn a_lower_disk_that_is_taken_away_and_comes_back() {
         stage.verify(&next);
         stage.detach(&next);
     });
+}
+
+/// One answer that no backend gives, and the disk is let go of: what else it would say is worth nothing.
+#[test]
+fn a_lower_backend_that_answers_nonsense_is_left() {
+    for lie in [Lie::WrongOp, Lie::UnknownId] {
+        let mut stage = Stage::with_lower(1, 1024);
+        let guest = stage.on_lower(GUEST);
+        {
+            let mut front = guest.front.borrow_mut();
+            (front.options.errors, front.options.credulous) = (true, true);
+        }
+        stage.attach(&guest);
+        guest.front.borrow_mut().work(Workload::mixed(400));
+        let (back, front) = (stage.back(), guest.front.clone());
+        back.borrow_mut().options.lie = Some(lie);
+        let told = stage.run.until(Duration::from_secs(5), |_| back.borrow().options.lie.is_none());
+        assert!(told, "{lie:?} found no occasion");
+        let dom0 = stage.run.store.client(DOM0);
+        let state = format!("/local/domain/{}/device/vbd/{XVDA}/state", DRIVER.0);
+        let left = stage.run.until(Duration::from_secs(5), |_| dom0.read(&state).as_deref() == Ok("6"));
+        assert!(left, "after {lie:?}: {:?}\n{}", dom0.read(&state), stage.run.scene());
+        stage.run.at_rest(&front);
+        assert!(front.borrow().tally.errors > 0);
+    }
+}
+
+#[test]
+fn a_read_only_lower_disk_is_never_written() {
+    let disk = Disk::random(1024, &mut sim::random::Random::new(1));
+    let before = disk.borrow().bytes().to_vec();
+    let manners = sim::blkback::Options { read_only: true, ..Default::default() };
+    let mut stage = Stage::over(1, XVDA, &disk, manners);
+    let guest = stage.on_lower(GUEST);
+    guest.front.borrow_mut().options.errors = true;
+    stage.attach(&guest);
+    let offer = guest.front.borrow().offer;
+    assert_eq!((offer.info & 4, offer.discard), (4, false), "the guest is not told that it may not write");
+    guest.front.borrow_mut().ask(Io::Write { sector: 8, data: vec![1; 8 * SECTOR] });
+    stage.run.at_rest(&guest.front);
+    assert_eq!(guest.front.borrow().tally.errors, 1);
+    assert!(disk.borrow().bytes() == before);
+    stage.detach(&guest);
 }
 
 #[test]

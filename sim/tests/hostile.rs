@@ -155,6 +155,85 @@ fn an_overrun_ring_is_let_go_of_and_nothing_else_happens() {
     }
 }
 
+/// What FLUSH_DISKCACHE and WRITE_BARRIER promise when they carry data: what was answered before is durable first, and a
+/// barrier's own data when it is answered; nothing goes beside a barrier.
+#[test]
+fn flushes_and_barriers_with_data_keep_their_order() {
+    let mut stage = Stage::with_lower(3, 1024);
+    let (disk, back) = stage.lower.clone().expect("a stage with a lower disk");
+    back.borrow_mut().options = sim::blkback::Options { latency: Duration::from_millis(5), ..Default::default() };
+    stage.run.toolstack.borrow_mut().create(HOSTILE);
+    let random = stage.run.random.fork();
+    let hostile = Hostile::new(&stage.run.store, &stage.run.world, random, HOSTILE, XVDA, DRIVER);
+    let hostile = Rc::new(RefCell::new(hostile));
+    stage.run.add(hostile.clone());
+    assert_eq!(stage.run.attach(&Vbd::new(DRIVER, HOSTILE, "aio:/dev/xvda")), Ok(()));
+    assert!(stage.run.until(Duration::from_secs(20), |_| hostile.borrow().is_connected()));
+    let mut play = |operations: &[u8]| {
+        for operation in operations {
+            let mut hostile = hostile.borrow_mut();
+            let made = hostile.with_kit(|kit| {
+                let segments = kit.segments(2);
+                kit.transfer(*operation, segments)
+            });
+            hostile.put(made, None);
+        }
+        hostile.borrow_mut().publish();
+        assert!(stage.run.until(Duration::from_secs(5), |_| hostile.borrow().in_flight() == 0));
+        let heard = std::mem::take(&mut hostile.borrow_mut().heard);
+        assert!(heard.iter().all(|answer| answer.status == status::OKAY), "{heard:?}");
+        heard.iter().map(|answer| answer.op).collect::<Vec<_>>()
+    };
+    play(&[op::WRITE]);
+    let written = disk.borrow().bytes().to_vec();
+    assert!(disk.borrow().durable() != written, "a disk whose cache keeps nothing proves nothing");
+    play(&[op::FLUSH]);
+    assert!(disk.borrow().durable() == written, "a flush with data left what was answered before it");
+    play(&[op::BARRIER]);
+    assert!(disk.borrow().durable() == disk.borrow().bytes(), "a barrier's own data is not durable");
+    let (before, all) = (back.borrow().flushes, [op::WRITE, op::BARRIER, op::WRITE]);
+    assert_eq!(play(&all), all, "something went beside a barrier");
+    assert_eq!(back.borrow().flushes, before + 2);
+}
+
+/// Attaches a disk whose frontend is written by hand, after `write` has had its way with both directories; what the guest is
+/// refused with.
+fn refused(write: impl Fn(&sim::store::client::Client, &sim::store::client::Client, &Vbd)) -> String {
+    let mut stage = Stage::bare(1);
+    stage.run.toolstack.borrow_mut().create(HOSTILE);
+    let vbd = Vbd::new(DRIVER, HOSTILE, "ram:1M");
+    stage.run.toolstack.borrow_mut().place(&vbd);
+    let (dom0, guest) = (stage.run.store.client(DomId(0)), stage.run.store.client(HOSTILE));
+    write(&dom0, &guest, &vbd);
+    let state = format!("{}/state", vbd.backend_dir());
+    let closed = stage.run.until(Duration::from_secs(5), |_| dom0.read(&state).as_deref() == Ok("6"));
+    assert!(closed, "{}", stage.run.scene());
+    assert_eq!(stage.run.world.mapped_by(DRIVER, HOSTILE), 0);
+    dom0.read(&format!("{}/hotplug-error", vbd.backend_dir())).expect("a refusal says why")
+}
+
+#[test]
+fn more_ring_pages_than_were_offered_are_refused() {
+    for order in [5u32, 6] {
+        let text = refused(|_, guest, vbd| {
+            let write = |key: &str, value: &str| guest.write(&format!("{}/{key}", vbd.frontend_dir()), value).unwrap();
+            for page in 0..1 << order {
+                write(&format!("ring-ref{page}"), &(page + 8).to_string());
+            }
+            write("ring-page-order", &order.to_string());
+            write("event-channel", "1");
+            write("state", "3");
+        });
+        assert_eq!(text, "the frontend's ring-page-order is more than was offered");
+    }
+}
+
+#[test]
+fn a_frontend_id_of_another_domain_is_refused() {
+    let text = refused(|dom0, _, vbd| dom0.write(&format!("{}/frontend-id", vbd.backend_dir()), "9").unwrap());
+    assert_eq!(text, "frontend-id is not the domain of the directory's name");
+}
+
 #[test]
 fn anything_they_can_think_of() {
     sim::run::seeds(0..12, |seed| drop(sim::worlds::hostile::play(seed)));

@@ -6,7 +6,7 @@
 //! - `boots`: runs on the developer's machine: fetches Debian's parts, builds images, runs QEMU, judges
 //! - `agent`: runs inside the boot, as init of dom0 and of every Linux guest
 //!
-//! The programs are in `src/bin`: `boots` and `agent`.
+//! The programs are in `src/bin`: `boots`, `agent`, and `mutants`, which puts bugs into copies of the tree.
 #![forbid(unsafe_code)]
 
 pub mod agent;
