@@ -158,6 +158,9 @@ pub trait Device {
     fn submit(&self, op: Op<'_>, sector: u64) -> impl Future<Output = Result<(), Error>>;
 }
 
+/// The most sectors a disk may have: what a signed count of bytes holds, as Linux's `loff_t` does.
+pub const SECTORS_MAX: u64 = i64::MAX as u64 / SECTOR_BYTES as u64;
+
 /// Whether `sectors` from `sector` on end within `disk` sectors.
 pub fn within(sector: u64, sectors: u64, disk: u64) -> Result<(), Error> {
     match sector.checked_add(sectors) {

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::Location;
 
+use crate::journal;
 use crate::marks;
 use crate::random::Random;
 use crate::world::{Weak, World};
@@ -169,10 +170,16 @@ impl Fault {
         TABLE.iter().find(|(fault, _)| *fault == self).expect("every fault has its line").1
     }
 
-    /// Whether a guest that is served may see a request fail for it. All others delay, or keep a disk from being attached.
-    pub fn fails_requests(self) -> bool {
-        matches!(self, Fault::Copy | Fault::Memory | Fault::Disk | Fault::DiskTorn)
-    }
+    /// What may happen at any time though nobody does anything wrong: it delays, and nobody sees more of it.
+    pub const HARMLESS: [Fault; 6] =
+        [Fault::MapAgain, Fault::CopyAgain, Fault::Conflict, Fault::StoreSlow, Fault::EventTwice, Fault::DiskSlow];
+
+    /// What costs a guest that is served at most one request each time.
+    pub const FAILING: [Fault; 4] = [Fault::Copy, Fault::Memory, Fault::Disk, Fault::DiskTorn];
+
+    /// What may be met before anybody is served: a lower disk or a control channel is missing, or late.
+    pub const AT_BOOT: [Fault; 6] =
+        [Fault::AllocUnbound, Fault::Lend, Fault::Memory, Fault::Conflict, Fault::StoreSlow, Fault::EventTwice];
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -241,6 +248,7 @@ impl Faults {
             None => self.random.pick(ways),
         };
         marks::hit(verdict.row);
+        journal::note(|| format!("fault: {}", verdict.row));
         Some(verdict)
     }
 }
@@ -263,20 +271,18 @@ fn refuses(_: usize, by: &'static Location<'static>) -> bool {
     product && world.is_some_and(|world| world.faults().strikes(Fault::Memory).is_some())
 }
 
-/// Allows a handful of faults of the seed's choice, none of them often enough to keep the product from its work for good.
-/// Returns which: a guest of such a world must bear errors if one of them [fails requests](Fault::fails_requests).
-pub fn some(world: &World, random: &mut Random) -> Vec<Fault> {
-    let all: Vec<Fault> = Fault::all().collect();
-    let chosen: Vec<Fault> = (0..random.between(1, 4)).map(|_| random.pick(&all)).collect();
-    for fault in &chosen {
+/// Allows a handful of these faults, of the seed's choice, none of them often enough to keep the product from its work for
+/// good. A guest must bear errors if there are others than [harmless](Fault::HARMLESS) ones among them.
+pub fn some(world: &World, random: &mut Random, among: &[Fault]) {
+    for _ in 0..random.between(1, 4) {
+        let fault = random.pick(among);
         // Calls that are rare are hit at once, those of every request now and then.
         let one_in = match fault {
             Fault::Copy | Fault::Disk | Fault::DiskTorn | Fault::DiskSlow | Fault::Store => random.pick(&[5, 20, 60]),
             _ => random.pick(&[1, 2, 5]),
         };
-        world.faults().allow(*fault, random.between(1, 8) as u32, one_in);
+        world.faults().allow(fault, random.between(1, 8) as u32, one_in);
     }
-    chosen
 }
 
 #[cfg(test)]

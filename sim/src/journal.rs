@@ -31,19 +31,24 @@ impl log::Log for Journal {
         if record.level() <= log::Level::Info {
             SAID.set(SAID.get() + 1);
         }
-        let line = format!("{:>9} us {} {}", micros(), record.level(), record.args());
-        if TRACING.get() {
-            println!("{line}");
-        }
-        LINES.with_borrow_mut(|lines| {
-            lines.push_back(line);
-            if lines.len() > LINES_MAX {
-                lines.pop_front();
-            }
-        });
+        note(|| format!("{:>9} us {} {}", micros(), record.level(), record.args()));
     }
 
     fn flush(&self) {}
+}
+
+/// Keeps a line, of the world itself.
+pub(crate) fn note(line: impl FnOnce() -> String) {
+    let line = line();
+    if TRACING.get() {
+        println!("{line}");
+    }
+    LINES.with_borrow_mut(|lines| {
+        lines.push_back(line);
+        if lines.len() > LINES_MAX {
+            lines.pop_front();
+        }
+    });
 }
 
 fn micros() -> u64 {

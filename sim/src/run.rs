@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use xen::domain::Domain;
 use xen::port::{DomId, Instant, Stop};
 
 use crate::blkback::{Blkback, SharedBlkback};
@@ -100,6 +101,8 @@ pub struct Run {
     frontends: Vec<(DomId, SharedFrontend)>,
     domain: Option<Driven>,
     tapdom: Option<Rc<kernel::Tapdom<SimXen>>>,
+    /// Lets go of what holds itself in the domain under test.
+    ended: Option<Box<dyn FnOnce()>>,
     busy: bool,
     timer: Option<Instant>,
     stopped: Option<Stop>,
@@ -135,6 +138,7 @@ impl Run {
             frontends: Vec::new(),
             domain: None,
             tapdom: None,
+            ended: None,
             busy: false,
             timer: None,
             stopped: None,
@@ -155,6 +159,7 @@ impl Run {
         let tapdom = Rc::new(kernel::start(SimXen::new(&self.world, DRIVER), || (0, 0), self.channels.clone()));
         let mut random = self.random.fork();
         self.tapdom = Some(tapdom.clone());
+        self.when_ended(&tapdom.shared().domain);
         self.drive_by(Box::new(move || match tapdom.turn_with(&mut |ready| random.index(ready)) {
             kernel::Turn::Busy => Turn::Busy,
             kernel::Turn::Idle(until) => Turn::Idle(until),
@@ -167,6 +172,12 @@ impl Run {
         self.domain = Some(domain);
         self.busy = true;
         self.stopped = None;
+    }
+
+    /// The domain whose code ends with the domain under test: its tasks hold it, and it holds them.
+    pub fn when_ended(&mut self, domain: &Rc<Domain<SimXen>>) {
+        let domain = domain.clone();
+        self.ended = Some(Box::new(move || domain.end()));
     }
 
     /// The product, as long as it runs.
@@ -289,6 +300,9 @@ impl Run {
         // Its mappings end with it, before its code drops what stood for them.
         self.world.destroy(DRIVER);
         self.store.forget(DRIVER);
+        if let Some(ended) = self.ended.take() {
+            ended();
+        }
         self.tapdom = None;
         self.domain = None;
         self.busy = false;
@@ -392,6 +406,8 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         journal::scene(|| format!("--- seed {} ---\n{}", self.seed, self.scene()));
+        // What a panic left half done may not bear to be dropped in order, and the first panic is the one to tell.
+        self.ended = self.ended.take().filter(|_| !std::thread::panicking());
         self.end();
     }
 }

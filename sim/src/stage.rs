@@ -69,6 +69,11 @@ impl Stage {
         Stage { lower: Some((disk.clone(), back)), ..Stage::boot(run) }
     }
 
+    /// The product booted in a run that was prepared, with this disk below it.
+    pub fn boot_over(run: Run, disk: SharedDisk, back: SharedBlkback) -> Self {
+        Stage { lower: Some((disk, back)), ..Stage::boot(run) }
+    }
+
     /// The product booted in a run that was prepared.
     pub fn boot(mut run: Run) -> Self {
         run.boot();

@@ -1,5 +1,6 @@
 //! What was once wrong, each with the case that showed it.
 
+use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -189,4 +190,65 @@ fn a_lower_backend_that_closes_and_hangs_is_not_waited_for_for_ever() {
     assert_eq!(dom0.read(&node).as_deref(), Ok("5"), "what is in flight may still be answered");
     stage.run.rest(Duration::from_secs(20));
     assert_eq!(dom0.read(&node).as_deref(), Ok("6"));
+}
+
+/// One refusal of xenstored, for whatever reason, was once the end of all attaching, of lower disks that come later, or of
+/// `xl shutdown`, until the domain was started anew.
+#[test]
+fn a_refusal_of_xenstored_is_not_for_ever() {
+    seeds(0..40, |seed| {
+        let mut stage = Stage::with_lower(seed, 1024);
+        let faults = stage.run.random.between(1, 12) as u32;
+        stage.run.world.faults().allow(Fault::Store, faults, 1 + seed % 3);
+        let first = stage.on_ram(GUEST, 1024);
+        let _refused = stage.run.attach(&first.vbd);
+        let dom0 = stage.run.store.client(DomId(0));
+        let shutdown = format!("/local/domain/{}/control/shutdown", DRIVER.0);
+        dom0.write(&shutdown, "suspend").unwrap();
+        stage.run.rest(Duration::from_secs(1));
+        stage.run.world.faults().end();
+        let _late = stage.run.destroy(GUEST);
+        stage.run.rest(Duration::from_secs(5));
+        let other = stage.on_ram(DomId(6), 1024);
+        stage.attach(&other);
+        stage.detach(&other);
+        assert_eq!(dom0.read(&shutdown).as_deref(), Ok(""), "a word that is refused is heard\n{}", stage.run.scene());
+        dom0.write(&shutdown, "poweroff").unwrap();
+        assert!(stage.run.until(Duration::from_secs(5), |run| run.stopped().is_some()), "{}", stage.run.scene());
+    });
+}
+
+/// A backend that claims 2^64-1 sectors had them promised to the guest: more bytes than any number here holds.
+#[test]
+fn a_size_that_no_disk_can_have_is_no_size() {
+    for (claimed, shown) in
+        [("18446744073709551615", 0), ("18014398509481984", 0), ("18014398509481983", (1 << 54) - 1)]
+    {
+        let mut stage = Stage::with_lower(1, 1024);
+        let guest = stage.on_lower(GUEST);
+        stage.attach(&guest);
+        guest.front.borrow_mut().silent = true;
+        let dom0 = stage.run.store.client(DomId(0));
+        let lower = format!("/local/domain/0/backend/vbd/{}/51712", DRIVER.0);
+        dom0.write(&format!("{lower}/sectors"), claimed).unwrap();
+        dom0.write(&format!("{lower}/state"), "4").unwrap();
+        stage.run.rest(Duration::from_secs(2));
+        assert_eq!(dom0.number(&format!("{}/sectors", guest.vbd.backend_dir())), Some(shown), "{}", stage.run.scene());
+    }
+}
+
+/// Every task of the product holds the domain that holds it: each world once stayed in memory for ever.
+#[test]
+fn nothing_of_the_product_stays_after_its_world() {
+    for seed in 0..6 {
+        let mut stage = Stage::with_control(seed, 1024);
+        let guest = stage.on_lower(GUEST);
+        stage.attach(&guest);
+        guest.front.borrow_mut().work(Workload::mixed(100));
+        stage.run.rest(Duration::from_micros(50));
+        let shared = Rc::downgrade(stage.run.tapdom().unwrap().shared());
+        let domain = Rc::downgrade(&shared.upgrade().unwrap().domain);
+        drop((stage, guest));
+        assert!(shared.upgrade().is_none() && domain.upgrade().is_none());
+    }
 }

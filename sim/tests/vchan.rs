@@ -1,103 +1,31 @@
 //! A server of vchans in the domain under test, and all kinds of clients: every honest one gets its bytes back, and
 //! after each of them nothing is left.
 
-use std::rc::Rc;
 use std::time::Duration;
 
-use embedded_io_async::{Read, Write};
 use protocol::mem::Memory;
 use protocol::vchan::Orders;
 use sim::event::Channel;
 use sim::fault::Fault;
 use sim::handle::SimXen;
 use sim::marks;
-use sim::run::{Baseline, DRIVER, Run, Turn, seeds};
-use sim::vchan::caller::{CLUMSY, Caller, Deed, HOSTILE, ROWS, SharedCaller};
+use sim::run::{DRIVER, Run, seeds};
+use sim::vchan::caller::{CLUMSY, Caller, Deed, HOSTILE, ROWS};
 use sim::vchan::client::{Client, offer};
 use sim::world::DOM0;
+use sim::worlds::vchan::{Echo, path};
 use xen::domain::Domain;
 use xen::limits::VCHAN_PAGES_STUCK;
 use xen::port::{Access, DomId, Foreign, GrantRef};
 use xen::store::Store;
-use xen::vchan::{Connection, NoPath, Server};
-
-/// What a session reads at most at once.
-const CHUNK: usize = 1500;
-
-/// A domain that echoes.
-struct Stage {
-    run: Run,
-    domain: Rc<Domain<SimXen>>,
-    clean: Baseline,
-}
-
-async fn echo(connection: Connection<SimXen>) {
-    let mut bytes = [0; CHUNK];
-    let (mut from, mut to) = (&connection, &connection);
-    while let Ok(n @ 1..) = from.read(&mut bytes).await {
-        if to.write_all(&bytes[..n]).await.is_err() {
-            return;
-        }
-    }
-}
-
-fn path(name: &str) -> String {
-    format!("/local/domain/1/data/{name}")
-}
-
-impl Stage {
-    /// One server for each name, for these clients and with these orders.
-    fn new(seed: u64, names: &[(&str, DomId)], orders: Orders) -> Self {
-        let mut run = Run::new(seed);
-        let domain = Domain::new(SimXen::new(&run.world, DRIVER));
-        let store = Store::connect(&domain);
-        for (name, client) in names {
-            if !run.world.alive(*client) {
-                run.toolstack.borrow_mut().create(*client);
-            }
-            let mut server = Server::new(&store, &format!("data/{name}"), *client, orders).unwrap();
-            domain.exec.spawn(async move {
-                loop {
-                    echo(server.accept().await).await;
-                }
-            });
-        }
-        let (driven, mut random) = (domain.clone(), run.random.fork());
-        run.drive_by(Box::new(move || {
-            driven.look();
-            match (0..4).take_while(|_| driven.exec.turn(&mut |ready| random.index(ready))).count() {
-                0 => Turn::Idle(driven.timers.next()),
-                _ => Turn::Busy,
-            }
-        }));
-        run.rest(Duration::from_millis(1));
-        let clean = run.baseline(DRIVER);
-        Stage { run, domain, clean }
-    }
-
-    fn all_at_rest(&mut self, callers: &[SharedCaller]) {
-        let there =
-            self.run.until(Duration::from_secs(3600), |_| callers.iter().all(|caller| caller.borrow().at_rest()));
-        let tallies: Vec<_> = callers.iter().map(|caller| caller.borrow().tally).collect();
-        let states: Vec<_> = callers.iter().map(|caller| caller.borrow().state()).collect();
-        assert!(there, "{tallies:?} {states:?}\n{}", self.run.scene());
-    }
-
-    /// After the last client a fresh vchan is offered, and nothing else is there that was not at the beginning.
-    fn assert_clean(&mut self) {
-        self.run.rest(Duration::from_secs(10));
-        let now = self.run.baseline(DRIVER);
-        assert_eq!(now, self.clean, "{}", self.run.scene());
-        assert_eq!(self.domain.held.grants.get(), now.holdings.grants);
-    }
-}
+use xen::vchan::{NoPath, Server};
 
 #[test]
 fn honest_clients_come_and_go() {
     let pairs = [(12, 12), (10, 11), (11, 10), (10, 12), (13, 11), (14, 12)];
     seeds(0..24, |seed| {
         let (left, right) = pairs[seed as usize % pairs.len()];
-        let mut stage = Stage::new(seed, &[("tapdisk", DOM0)], Orders::new(left, right).unwrap());
+        let mut stage = Echo::new(seed, &[("tapdisk", DOM0)], Orders::new(left, right).unwrap());
         let caller = Caller::join(&mut stage.run, DOM0, &path("tapdisk"), &[Deed::Honest, Deed::NoKick], 5);
         stage.all_at_rest(std::slice::from_ref(&caller));
         stage.assert_clean();
@@ -110,7 +38,7 @@ fn honest_clients_come_and_go() {
 fn clumsy_and_hostile_clients_harm_only_themselves() {
     seeds(0..60, |seed| {
         let guest = DomId(5);
-        let mut stage = Stage::new(seed, &[("odd", guest), ("tapdisk", DOM0)], Orders::ONE_PAGE_EACH);
+        let mut stage = Echo::new(seed, &[("odd", guest), ("tapdisk", DOM0)], Orders::ONE_PAGE_EACH);
         let deeds = [&CLUMSY[..], &HOSTILE[..], &[Deed::Honest]].concat();
         let odd = Caller::join(&mut stage.run, guest, &path("odd"), &deeds, 12);
         let good = Caller::join(&mut stage.run, DOM0, &path("tapdisk"), &[Deed::Honest], 12);
@@ -132,7 +60,7 @@ fn clumsy_and_hostile_clients_harm_only_themselves() {
 /// What the client may read and nobody else, in nodes of the names and values libxenvchan looks for.
 #[test]
 fn what_is_published() {
-    let stage = Stage::new(1, &[("tapdisk", DomId(5))], Orders::ONE_PAGE_EACH);
+    let stage = Echo::new(1, &[("tapdisk", DomId(5))], Orders::ONE_PAGE_EACH);
     let (server, client, other) = (DRIVER, stage.run.store.client(DomId(5)), stage.run.store.client(DomId(6)));
     let (grant, port) = offer(&client, &path("tapdisk")).expect("both nodes, not 0");
     assert!(stage.run.world.bind(DomId(5), server, port).is_ok());
@@ -166,7 +94,7 @@ fn paths_that_clients_cannot_hold_are_refused() {
 #[test]
 fn a_stuck_client_blocks_nobody_else() {
     seeds(0..20, |seed| {
-        let mut stage = Stage::new(seed, &[("rfc", DOM0), ("tapdisk", DOM0)], Orders::ONE_PAGE_EACH);
+        let mut stage = Echo::new(seed, &[("rfc", DOM0), ("tapdisk", DOM0)], Orders::ONE_PAGE_EACH);
         let store = stage.run.store.client(DOM0);
         let stuck = Client::connect(&stage.run.world, &store, (DOM0, DRIVER), &path("rfc"), true).unwrap();
         let good = Caller::join(&mut stage.run, DOM0, &path("tapdisk"), &[Deed::Honest], 10);
@@ -187,7 +115,7 @@ fn a_stuck_client_blocks_nobody_else() {
 fn a_dead_domain_leaves_its_channel_to_the_next_of_its_number() {
     seeds(0..20, |seed| {
         let guest = DomId(5);
-        let mut stage = Stage::new(seed, &[("tapdisk", guest)], Orders::ONE_PAGE_EACH);
+        let mut stage = Echo::new(seed, &[("tapdisk", guest)], Orders::ONE_PAGE_EACH);
         let mut reader = guest;
         for _ in 0..3 {
             let store = stage.run.store.client(reader);
@@ -214,7 +142,7 @@ fn a_dead_domain_leaves_its_channel_to_the_next_of_its_number() {
 #[test]
 fn an_offer_that_fails_is_made_later() {
     seeds(0..20, |seed| {
-        let mut stage = Stage::new(seed, &[("tapdisk", DOM0)], Orders::ONE_PAGE_EACH);
+        let mut stage = Echo::new(seed, &[("tapdisk", DOM0)], Orders::ONE_PAGE_EACH);
         for fault in [Fault::AllocUnbound, Fault::Lend, Fault::Memory, Fault::Conflict, Fault::EventTwice] {
             stage.run.world.faults().allow(fault, 40, 2);
         }
@@ -229,7 +157,7 @@ fn an_offer_that_fails_is_made_later() {
 /// Clients that never let go of their pages cost no more than a fixed number of them.
 #[test]
 fn pages_that_are_never_given_back_are_bounded() {
-    let mut stage = Stage::new(3, &[("tapdisk", DOM0)], Orders::ONE_PAGE_EACH);
+    let mut stage = Echo::new(3, &[("tapdisk", DOM0)], Orders::ONE_PAGE_EACH);
     let store = stage.run.store.client(DOM0);
     let mut kept = Vec::new();
     for _ in 0..100 {

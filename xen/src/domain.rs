@@ -65,6 +65,12 @@ impl<X: Xen> Domain<X> {
         }
     }
 
+    /// Lets go of everything that tasks and pages hold of the domain: for who has ended it from outside and goes on.
+    pub fn end(&self) {
+        self.exec.clear();
+        self.stuck.take();
+    }
+
     /// Sleeps that long.
     pub async fn sleep(&self, time: core::time::Duration) {
         self.timers.sleep(self.xen.now() + time).await

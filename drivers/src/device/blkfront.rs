@@ -25,7 +25,7 @@ use xen::store::Store;
 use xen::sync::Bell;
 
 use super::link::{Link, Offer};
-use crate::disk::{Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, within};
+use crate::disk::{Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, SECTORS_MAX, within};
 
 /// How long a closing backend may take to answer what is in flight before we say Closed all the same.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -269,7 +269,8 @@ impl<X: Xen> Blkfront<X> {
 
     async fn read_info(&self, backend: &str) -> Result<Info, Reason> {
         let number = async |key, absent| Ok::<_, Reason>(self.number(backend, key).await?.unwrap_or(absent));
-        let sectors = number(keys::SECTORS, 0).await?;
+        // What no disk can have is as little a size as a word would be.
+        let sectors = Some(number(keys::SECTORS, 0).await?).filter(|sectors| *sectors <= SECTORS_MAX).unwrap_or(0);
         let sector_bytes = number(keys::SECTOR_SIZE, 512).await?;
         let physical = number(keys::PHYSICAL_SECTOR_SIZE, sector_bytes).await?;
         let discard = match number(keys::FEATURE_DISCARD, 0).await? {

@@ -90,8 +90,13 @@ struct Shard {
 fn start(index: usize, shards: usize, end: u64, news: Sender<News>) -> Shard {
     let program = std::env::current_exe().expect("a running program has a path");
     let arguments = [index as u64, shards as u64, end].map(|number| number.to_string());
-    let mut process =
-        Command::new(program).args(arguments).stdout(Stdio::piped()).spawn().expect("a process of our own");
+    let mut process = Command::new(program)
+        .args(arguments)
+        // A world's pools come and go by megabytes: the allocator is to keep them, not to give them back each time.
+        .envs(["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"].map(|name| (name, "268435456")))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a process of our own");
     let output = BufReader::new(process.stdout.take().expect("it is piped"));
     std::thread::spawn(move || {
         for line in output.lines().map_while(Result::ok) {

@@ -236,7 +236,7 @@ impl Hostile {
             }
             let (mut ask, abi) = (self.random.pick(Ask::ALL), self.options.abi);
             let shrunk = self.sectors_before > self.env.sectors_min;
-            if shrunk && self.random.one_in(8) {
+            if shrunk && self.random.one_in(3) {
                 ask = Ask::ShrunkAway;
             }
             if fits(ask, self.env.read_only, shrunk) {

@@ -272,7 +272,7 @@ impl Hostile {
     /// The disk below has so many sectors now, and will not have more. What is in flight may go either way.
     pub fn shrunk(&mut self, sectors: u64) {
         self.limit = Some(sectors);
-        self.sectors_before = self.env.sectors_max;
+        self.sectors_before = self.sectors_before.max(self.env.sectors_max);
         (self.env.sectors_min, self.env.sectors_max) = (sectors, sectors);
         if let Some(link) = &mut self.link {
             link.book.touched(None, &mut self.pages);

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use xen::port::DomId;
 
-use crate::disk::Model;
+use crate::blkback;
+use crate::disk::{Disk, Model};
+use crate::fault::{self, Fault};
 use crate::frontend::{Phase, Style, Workload};
-use crate::run::{DRIVER, SharedFrontend};
-use crate::stage::Stage;
+use crate::run::{DRIVER, Run, SharedFrontend};
+use crate::stage::{Stage, XVDA};
 use crate::toolstack::{Kind, Vbd};
 use crate::world::{DOM0, Life};
 use crate::worlds::Report;
+use kernel::control::Channel;
 
 struct Guest {
     id: DomId,
@@ -21,10 +24,14 @@ struct Guest {
 
 /// Plays it.
 pub fn play(seed: u64) -> Report {
-    let mut stage = Stage::with_lower(seed, 2048);
+    let mut stage = stage(seed);
     let mut report = Report::default();
+    let (faulty, all) = (stage.run.random.one_in(3), Fault::all().collect::<Vec<_>>());
     let mut guests: Vec<Guest> = (5..8).map(|id| Guest { id: DomId(id), front: None, vbd: None }).collect();
     for _ in 0..40 {
+        if faulty && stage.run.random.one_in(4) {
+            fault::some(&stage.run.world, &mut stage.run.random, &all);
+        }
         let at = stage.run.random.index(guests.len());
         act(&mut stage, &mut guests[at], &mut report);
         let pause = stage.run.random.pick(&[0, 0, 1, 100, 10_000, 600_000]);
@@ -34,6 +41,7 @@ pub fn play(seed: u64) -> Report {
         }
         stage.run.rest(Duration::from_micros(pause));
     }
+    stage.run.world.faults().end();
     for guest in &guests {
         let _late = stage.run.destroy(guest.id);
         guest.front.iter().for_each(|front| report.guest(&front.borrow().tally));
@@ -54,8 +62,25 @@ pub fn play(seed: u64) -> Report {
     stage.run.at_rest(&guest.front);
     stage.detach(&guest);
     report.guest(&guest.front.borrow().tally);
-    report.add(&Report::of(&stage));
+    report.add(&Report::of(&stage.run));
     report
+}
+
+/// The product booted, with what may go wrong at that, and with control channels or without.
+fn stage(seed: u64) -> Stage {
+    let mut run = Run::new(seed);
+    let disk = Disk::random(2048, &mut run.random);
+    let back = run.lower(XVDA, &disk);
+    back.borrow_mut().options = blkback::Options::any(&mut run.random);
+    if run.random.one_in(2) {
+        run.channels = Channel::defaults();
+    }
+    if run.random.one_in(4) {
+        fault::some(&run.world, &mut run.random, &Fault::AT_BOOT);
+    }
+    let stage = Stage::boot_over(run, disk, back);
+    stage.run.world.faults().end();
+    stage
 }
 
 fn act(stage: &mut Stage, guest: &mut Guest, report: &mut Report) {

@@ -1,5 +1,7 @@
-//! Guests that keep every rule, on a machine where nothing fails: each gets every answer, every byte is right, and when
-//! they have gone nothing is left.
+//! Guests that keep every rule: each gets every answer, every byte is right, and when they have gone nothing is left.
+//!
+//! On every third machine things happen that are nobody's fault and that nobody is to notice. On every third a few
+//! requests fail below for a while: no more are to fail above.
 
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use xen::port::DomId;
 
 use crate::blkif::{Layout, SECTOR};
 use crate::disk::Model;
+use crate::fault::{self, Fault};
 use crate::frontend::{Options, Style, Workload};
 use crate::gpt;
 use crate::marks;
@@ -29,6 +32,9 @@ pub fn play(seed: u64) -> Report {
     if parts {
         gpt::write(&mut stage.disk().borrow_mut(), &[(FIRST, PART), (FIRST + PART, PART)]);
     }
+    if stage.run.random.one_in(3) {
+        fault::some(&stage.run.world, &mut stage.run.random, &Fault::HARMLESS);
+    }
     let mut guests = guests(&mut stage, parts);
     let mut report = Report::default();
     for guest in &guests {
@@ -38,6 +44,10 @@ pub fn play(seed: u64) -> Report {
     }
     let mover = stage.run.random.index(guests.len());
     move_on(&mut stage, &mut guests[mover], &mut report);
+    if stage.run.random.one_in(3) {
+        fail_some(&mut stage, &guests);
+    }
+    stage.run.world.faults().end();
     for guest in &guests {
         stage.run.at_rest(&guest.front);
         stage.verify(guest);
@@ -45,7 +55,7 @@ pub fn play(seed: u64) -> Report {
         report.guest(&guest.front.borrow().tally);
     }
     stage.assert_clean();
-    report.add(&Report::of(&stage));
+    report.add(&Report::of(&stage.run));
     report
 }
 
@@ -102,9 +112,32 @@ fn shape(guest: &Guest) {
 
 /// Few at once as often as many: a wake-up that is lost among many is made good by the next.
 fn work(stage: &mut Stage, guest: &Guest) {
-    let depth = stage.run.random.pick(&[1, 1, 2, 4, 32]);
+    let depth = stage.run.random.pick(&[1, 1, 1, 2, 4, 32, 64]);
     let sectors_max = stage.run.random.pick(&[8, 88, 256]);
     guest.front.borrow_mut().work(Workload { depth, sectors_max, flushes: 10, ..Workload::mixed(50) });
+}
+
+/// Some requests fail: each fault costs one request, and what was not answered well may be there or not.
+fn fail_some(stage: &mut Stage, guests: &[Guest]) {
+    let failed = |stage: &Stage| {
+        let faults = stage.run.world.faults();
+        Fault::FAILING.into_iter().map(|fault| faults.injected(fault)).sum::<u32>()
+    };
+    guests.iter().for_each(|guest| guest.front.borrow_mut().options.errors = true);
+    fault::some(&stage.run.world, &mut stage.run.random, &Fault::FAILING);
+    for guest in guests {
+        stage.run.at_rest(&guest.front);
+        work(stage, guest);
+    }
+    guests.iter().for_each(|guest| stage.run.at_rest(&guest.front));
+    stage.run.world.faults().end();
+    let mut told = 0;
+    for guest in guests {
+        let mut front = guest.front.borrow_mut();
+        told += front.tally.errors + front.tally.unsupported;
+        front.options.errors = false;
+    }
+    assert!(told <= failed(stage), "{told} requests failed for {} faults\n{}", failed(stage), stage.run.scene());
 }
 
 /// One of the guests goes through a change of its driver or of its machine, with requests in flight where that is how it

@@ -12,6 +12,7 @@ use xen::port::{DomId, Instant};
 use crate::blkback;
 use crate::blkif::SECTOR;
 use crate::disk::{Disk, Model, SharedDisk};
+use crate::fault::{self, Fault};
 use crate::frontend::Workload;
 use crate::gpt;
 use crate::hostile::guest::Hostile;
@@ -92,6 +93,13 @@ impl Scene {
         stage.back().borrow_mut().options = blkback::Options { latency, ..options };
         part_up(&stage.disk());
         let clean = stage.run.baseline(DRIVER);
+        if stage.run.random.one_in(4) {
+            fault::some(
+                &stage.run.world,
+                &mut stage.run.random,
+                &[Fault::Conflict, Fault::StoreSlow, Fault::EventTwice],
+            );
+        }
         let grace = Rc::new(Cell::new(Instant(0)));
         Scene { stage, clean, lower, honest: Vec::new(), bad: Vec::new(), grace, attaches: 0 }
     }
@@ -287,7 +295,7 @@ impl Scene {
         let seconds = self.stage.run.world.now().0 / 1_000_000_000;
         let most = 20 + self.attaches * (20 + seconds);
         assert!(journal::said() <= most, "{} lines in the log, {most} are the most", journal::said());
-        report.add(&Report::of(&self.stage));
+        report.add(&Report::of(&self.stage.run));
         report
     }
 }

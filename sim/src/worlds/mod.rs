@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`honest`], [`clumsy`], [`hostile`]: what happens in a world of each kind
 //! - [`liar`]: some of the clumsy ones: a lower backend that lies
+//! - [`vchan`]: some of the hostile ones: clients of vchans
 //! - [`report`]: what a world was made of, to be added up
 
 pub mod clumsy;
@@ -10,6 +11,7 @@ pub mod honest;
 pub mod hostile;
 pub mod liar;
 pub mod report;
+pub mod vchan;
 
 pub use report::Report;
 
@@ -44,6 +46,8 @@ pub fn play(kind: Kind, seed: u64) -> Report {
         // Every second one, of seeds that are 1 more than a multiple of 3.
         Kind::Clumsy if seed.is_multiple_of(2) => liar::play(seed),
         Kind::Clumsy => clumsy::play(seed),
+        // Every eighth one.
+        Kind::Hostile if seed.is_multiple_of(8) => vchan::play(seed),
         Kind::Hostile => hostile::play(seed),
     };
     report.worlds = 1;

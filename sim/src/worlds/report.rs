@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::frontend::Tally;
 use crate::marks;
-use crate::stage::Stage;
+use crate::run::Run;
 
 /// The numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,11 +29,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// Counts what the stage knows of itself. What its guests did is added by [`guest`](Report::guest).
-    pub fn of(stage: &Stage) -> Self {
-        let (points, switches) = stage.run.points();
-        let faults = stage.run.world.faults().total().into();
-        Report { faults, turns: stage.run.turns, points, switches, ..Report::default() }
+    /// Counts what the run knows of itself. What its guests did is added by [`guest`](Report::guest).
+    pub fn of(run: &Run) -> Self {
+        let (points, switches) = run.points();
+        let faults = run.world.faults().total().into();
+        Report { faults, turns: run.turns, points, switches, ..Report::default() }
     }
 
     /// Counts what one frontend did.
