@@ -252,3 +252,20 @@ fn nothing_of_the_product_stays_after_its_world() {
         assert!(shared.upgrade().is_none() && domain.upgrade().is_none());
     }
 }
+
+/// A backend's directory that is gone cannot be told from one that is hidden, for the directories above it are dom0's own:
+/// xenstored refuses. The disk once stayed for a minute, with the pages of all that was in flight, and asked again and again.
+#[test]
+fn a_lower_disk_whose_backend_may_not_be_seen_any_more_is_over_soon() {
+    let mut stage = Stage::with_lower(6, 4096);
+    let guest = stage.on_lower(GUEST);
+    guest.front.borrow_mut().options.errors = true;
+    stage.attach(&guest);
+    stage.back().borrow_mut().options.stuck = true;
+    guest.front.borrow_mut().work(Workload::writing(1000));
+    stage.run.rest(Duration::from_millis(200));
+    let lower = Vbd { devid: XVDA, ..Vbd::new(DomId(0), DRIVER, "") };
+    stage.run.store.client(DomId(0)).remove(&lower.backend_dir()).unwrap();
+    stage.run.rest(Duration::from_secs(3));
+    assert_eq!(stage.run.tapdom().unwrap().held().pages.get(), 0, "{}", stage.run.scene());
+}

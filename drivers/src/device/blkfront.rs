@@ -27,6 +27,9 @@ use xen::sync::Bell;
 use super::link::{Link, Offer};
 use crate::disk::{Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, SECTORS_MAX, within};
 
+/// Refusals in a row after which a backend that may not be seen is none.
+const HIDDEN: u32 = 3;
+
 /// How long a closing backend may take to answer what is in flight before we say Closed all the same.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -53,6 +56,8 @@ pub struct Blkfront<X: Xen> {
     info: Cell<Info>,
     life: Cell<Life>,
     ended: Cell<bool>,
+    /// Times in a row that xenstored refused to tell the backend's state.
+    hidden: Cell<u32>,
     /// Rung when its life or its size changed.
     pub changed: Bell,
 }
@@ -72,6 +77,7 @@ impl<X: Xen> Blkfront<X> {
             info: Cell::new(info),
             life: Cell::new(Life::Connecting),
             ended: Cell::new(false),
+            hidden: Cell::new(0),
             changed: Bell::default(),
         })
     }
@@ -145,7 +151,7 @@ impl<X: Xen> Blkfront<X> {
         let watch = self.store.watch(&state, &state).await?;
         loop {
             let own = self.state(&format!("{}/state", self.home)).await?;
-            let back = self.state(&state).await?;
+            let back = self.theirs(&state).await?;
             match front.step(FrontSeen { own, back }) {
                 FrontDo::Nothing => {}
                 FrontDo::Connect => match self.connect(backend, id).await? {
@@ -197,6 +203,23 @@ impl<X: Xen> Blkfront<X> {
 
     async fn state(&self, node: &str) -> Result<Option<State>, Reason> {
         Ok(self.store.read_if_there(node).await?.map(State::parse))
+    }
+
+    /// The backend's state. Where a directory is gone whose parent we may not read, xenstored does not say so: it refuses to
+    /// tell. That is what an error that passes looks like too, so it has to say it some times in a row.
+    async fn theirs(&self, node: &str) -> Result<Option<State>, Reason> {
+        let hidden = self.hidden.take();
+        match self.state(node).await {
+            Err(Reason::Access) if hidden + 1 < HIDDEN => {
+                self.hidden.set(hidden + 1);
+                Err(Reason::Access)
+            }
+            Err(Reason::Access) => {
+                self.hidden.set(hidden);
+                Ok(None)
+            }
+            state => state,
+        }
     }
 
     /// A number in the backend's directory; absent or nonsense is `None`.
@@ -307,7 +330,7 @@ impl<X: Xen> Blkfront<X> {
         loop {
             // Our own directory made anew is the next disk's; what we say is not for it.
             let own = self.state(&format!("{}/state", self.home)).await?;
-            let theirs = self.state(their_state).await?;
+            let theirs = self.theirs(their_state).await?;
             if matches!(theirs, None | Some(State::Closed)) || own == Some(State::Initialising) {
                 return match own {
                     Some(State::Initialising) => Ok(()),
