@@ -289,12 +289,19 @@ impl<X: Xen> Minor<X> {
         result
     }
 
-    /// The same image may have grown meanwhile, as it may while it is open; another one must be of the same size.
+    /// The same image may have grown meanwhile, as it may while it is open; another one must be of the same size. Neither
+    /// may be read-only where the image was not.
     async fn reopen(&self, lowers: &Lowers<X>, name: &str, same: bool) -> Result<Rc<Stack<X>>, OpenError> {
         let stack = Stack::open(lowers, name).await?;
         let (old, new) = (self.info.get().map_or(0, |info| info.sectors), stack.info().sectors);
         if new < old || new > old && !same {
             let text = format!("target \"{name}\": {new} sectors, but minor {} has {old}", self.number);
+            return Err(OpenError::new(Errno::EMEDIUMTYPE, text));
+        }
+        let writes = |info: Info| !info.read_only && !self.is_read_only();
+        if stack.info().read_only && self.info.get().is_some_and(writes) {
+            // Guests were told that they may write; they would lose all they did.
+            let text = format!("target \"{name}\": read-only, but minor {} is not", self.number);
             return Err(OpenError::new(Errno::EMEDIUMTYPE, text));
         }
         Ok(Rc::new(stack))

@@ -12,7 +12,7 @@ use protocol::errno::Errno;
 use protocol::mem::Memory;
 use protocol::session::State;
 use sim::control::{Control, Dialect, Message, id};
-use sim::disk::Model;
+use sim::disk::{Disk, Model};
 use sim::frontend::{Phase, Workload};
 use sim::handle::SimXen;
 use sim::run::{DRIVER, Run, seeds};
@@ -379,4 +379,44 @@ fn refusals_are_logged_within_limits() {
     let lines = sim::journal::said() - said;
     assert!((1..=40).contains(&lines), "{lines} lines of 200 refusals");
     control.close();
+}
+
+/// A client that sent a byte now and then kept its place for hours.
+#[test]
+fn half_a_request_has_ten_seconds_in_all() {
+    let mut stage = Stage::with_control(9, 2048);
+    let (slow, steady) = {
+        let run = &mut stage.run;
+        (Control::join(run, Dialect::Blktap), Control::join(run, Dialect::Blktap))
+    };
+    let run = &mut stage.run;
+    let request = Message::new(Dialect::Blktap, id::PID, 1).0;
+    for byte in 0..3 {
+        slow.send(run, &request[byte..=byte]);
+        assert!(slow.is_open());
+        // Whole requests, if seldom, are no reason to go.
+        assert_eq!(steady.plain(run, id::PID, 2).cookie(), 2);
+        run.rest(Duration::from_secs(4));
+    }
+    assert!(!slow.is_open() && steady.is_open());
+}
+
+/// A RESUME onto an image that is read-only was well, and all that the guest wrote from then on failed.
+#[test]
+fn an_image_that_is_read_only_takes_no_writable_ones_place() {
+    let mut run = Run::new(10);
+    let disk = Disk::random(2048, &mut run.random);
+    let back = run.lower(XVDA, &disk);
+    back.borrow_mut().options.read_only = true;
+    let mut stage = Stage::boot(run);
+    for (number, read_only) in [(0, false), (1, true)] {
+        let resumed = inside(&mut stage, async move |shared| {
+            let minor = shared.minors.attach(Some(number), By::Message).unwrap();
+            minor.open(&shared.lowers, "ram:1M", read_only).await.expect("memory");
+            assert!(minor.pause().await);
+            minor.resume(&shared.lowers, Some("aio:/dev/xvda")).await
+        });
+        let expected = if read_only { Ok(()) } else { Err(Errno::EMEDIUMTYPE) };
+        assert_eq!(resumed.map_err(|error| error.errno), expected);
+    }
 }

@@ -16,6 +16,7 @@ use protocol::tapdisk::{Arrived, Assembler, Dialect, MESSAGE_BYTES_MAX, Message,
 use protocol::vchan::Orders;
 use xen::exec::yield_now;
 use xen::limits::{CONTROL_CLIENTS, CONTROL_SECONDS};
+use xen::page::PAGE_BYTES;
 use xen::port::{DomId, Instant, Xen};
 use xen::sync::Signal;
 use xen::vchan::{Broken, Connection, Server};
@@ -172,11 +173,19 @@ pub struct Line<'a, X: Xen> {
 impl<X: Xen> Line<'_, X> {
     async fn converse(&self, dialect: Dialect) -> Result<Then, Broken> {
         let mut assembler = Box::new(Assembler::new(dialect));
+        let mut whole_by = Instant::default();
         loop {
             let idle = assembler.is_idle();
             let mut connection = &self.connection;
             let read = connection.read(assembler.room());
-            let bytes = if idle { self.unless_asked_to_leave(read).await? } else { self.within(read).await? };
+            let bytes = match idle {
+                true => self.unless_asked_to_leave(read).await?,
+                false => self.before(whole_by, read).await?,
+            };
+            if idle {
+                // For all of the request: single bytes in time would hold the place for hours.
+                whole_by = self.shared.domain.xen.now() + PATIENCE;
+            }
             if bytes == 0 {
                 return Ok(Then::GoOn);
             }
@@ -233,14 +242,17 @@ impl<X: Xen> Line<'_, X> {
         }
     }
 
-    /// Sends bytes, as long as the client takes some in time.
-    pub async fn send_bytes(&self, mut bytes: &[u8]) -> Result<(), Broken> {
-        let mut connection = &self.connection;
-        while !bytes.is_empty() {
-            let written = self.within(connection.write(bytes)).await?;
-            bytes = &bytes[written..];
-            // A client that asks and reads as fast as it is answered must not keep all others waiting.
-            yield_now().await;
+    /// Sends bytes, as long as the client takes them in time, a ring's worth at once.
+    pub async fn send_bytes(&self, bytes: &[u8]) -> Result<(), Broken> {
+        for mut some in bytes.chunks(PAGE_BYTES) {
+            let whole_by = self.shared.domain.xen.now() + PATIENCE;
+            while !some.is_empty() {
+                let mut connection = &self.connection;
+                let written = self.before(whole_by, connection.write(some)).await?;
+                some = &some[written..];
+                // A client that asks and reads as fast as it is answered must not keep all others waiting.
+                yield_now().await;
+            }
         }
         Ok(())
     }
@@ -250,8 +262,8 @@ impl<X: Xen> Line<'_, X> {
         self.connection.gone().await
     }
 
-    async fn within<T>(&self, step: impl Future<Output = Result<T, Broken>>) -> Result<T, Broken> {
-        match select(step, self.shared.domain.sleep(PATIENCE)).await {
+    async fn before<T>(&self, moment: Instant, step: impl Future<Output = Result<T, Broken>>) -> Result<T, Broken> {
+        match select(step, self.shared.domain.timers.sleep(moment)).await {
             Either::First(done) => done,
             Either::Second(()) => {
                 self.log(Level::Warn, format_args!("a client left a message half done for {CONTROL_SECONDS} s"));
