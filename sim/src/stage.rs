@@ -16,6 +16,12 @@ pub const GUEST: DomId = DomId(5);
 /// The device number of xvda.
 pub const XVDA: u32 = 51712;
 
+/// The most turns of the product that an answer may take on a disk in memory, whatever others do meanwhile. A request waits
+/// for those of its own ring before it, 64 of which are taken in a round, and its task for its draw among the ready ones, 32
+/// of which run in a turn: the worst of some thousand worlds was 55. One that waits for another guest or for a lower disk
+/// takes turns without number.
+const TURNS_MAX: u64 = 200;
+
 /// A run with the product booted in it.
 pub struct Stage {
     /// The run.
@@ -134,6 +140,10 @@ impl Stage {
 
     /// `xl block-detach`, and waits until the guest has let go.
     pub fn detach(&mut self, guest: &Guest) {
+        if guest.vbd.params.starts_with("ram:") {
+            let turns = guest.front.borrow().tally.turns_max;
+            assert!(turns <= TURNS_MAX, "an answer took {turns} turns of the product\n{}", self.run.scene());
+        }
         let detached = self.run.detach(&guest.vbd);
         assert_eq!(detached, Ok(()), "{}", self.run.scene());
         let front = guest.front.clone();

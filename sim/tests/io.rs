@@ -5,6 +5,7 @@ use std::time::Duration;
 use sim::blkif::{Layout, SECTOR};
 use sim::frontend::{Io, Options, Workload};
 use sim::run::{DRIVER, seeds};
+use sim::schedule::Rate;
 use sim::stage::{GUEST, Stage};
 use xen::port::DomId;
 
@@ -233,4 +234,20 @@ fn a_barrier_on_a_read_only_disk_is_refused_and_the_next_request_is_served() {
     stage.run.at_rest(&guest.front);
     let tally = guest.front.borrow().tally;
     assert_eq!((tally.writes, tally.errors, tally.reads), (0, 2, 1), "{tally:?}");
+}
+
+/// Who asks one thing at a time is not helped by the next one if the product goes to sleep without a second look at the
+/// ring: a request put between the last look and the wish to be told is answered only if that look is there.
+#[test]
+fn a_request_put_while_the_product_falls_asleep_is_seen() {
+    seeds(0..24, |seed| {
+        let mut stage = Stage::bare(seed);
+        stage.run.interleave(Rate::Often);
+        let guest = stage.on_ram(GUEST, 1024);
+        stage.attach(&guest);
+        let depth = 1 + seed as usize % 4;
+        guest.front.borrow_mut().work(Workload { depth, sectors_max: 8, ..Workload::mixed(200) });
+        stage.run.at_rest(&guest.front);
+        stage.verify(&guest);
+    });
 }
