@@ -161,7 +161,7 @@ async fn disk<X: Xen>(shared: Rc<Shared<X>>, key: Key, signal: Rc<Signal>) {
         }
     }
     shared.vbds.0.borrow_mut().remove(&key);
-    shared.held_changed.raise();
+    shared.domain.held.changed.raise();
 }
 
 #[cfg(test)]

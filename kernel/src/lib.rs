@@ -56,8 +56,6 @@ pub struct Shared<X: Xen> {
     pub errors: report::Errors,
     /// Our own domain's number; 0 until xenstore has told it, see [`report::number`].
     number: Cell<u16>,
-    /// Raised when what we hold may have changed for a while.
-    pub held_changed: Signal,
     memory: fn() -> (usize, usize),
     stop: Cell<Option<Stop>>,
 }
@@ -100,7 +98,6 @@ pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize), channels: Vec<Chann
         minors: Rc::default(),
         errors: report::Errors::default(),
         number: Cell::new(0),
-        held_changed: Signal::default(),
         memory,
         stop: Cell::new(None),
     });

@@ -74,7 +74,7 @@ pub async fn counters<X: Xen>(shared: Rc<Shared<X>>) {
             shared.domain.sleep(PAUSE).await;
             continue;
         }
-        shared.held_changed.wait().await;
+        shared.domain.held.changed.wait().await;
     }
 }
 

@@ -396,7 +396,7 @@ impl<X: Xen> Vbd<X> {
             domain.exec.spawn(queue::start(domain.clone(), Rc::new(desk), ring, handle));
             self.back.connected();
             self.say_log(Level::Info, format_args!("connected{}", if read_only { ", read-only" } else { "" }));
-            self.shared.held_changed.raise();
+            self.shared.domain.held.changed.raise();
         }
         Ok(())
     }
@@ -505,7 +505,7 @@ impl<X: Xen> Vbd<X> {
             if let Some(minor) = &self.minor {
                 self.say_log(Level::Info, format_args!("disconnected: {}", minor.stats));
             }
-            self.shared.held_changed.raise();
+            self.shared.domain.held.changed.raise();
         }
     }
 

@@ -224,6 +224,11 @@ impl Control {
         self.client.close();
     }
 
+    /// Closes but keeps its mappings: their handles.
+    pub fn close_mapped(self) -> Vec<u64> {
+        self.client.close_mapped()
+    }
+
     /// The process is killed.
     pub fn kill(self) {
         self.client.kill(true);

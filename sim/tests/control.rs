@@ -353,6 +353,24 @@ fn a_client_that_does_nothing_or_half_holds_up_nobody() {
     stage.assert_clean();
 }
 
+/// A client lets go of its pages after we have let go of the client, as every one that runs on another processor may.
+#[test]
+fn the_counters_tell_of_pages_that_come_back_late() {
+    let mut stage = Stage::with_control(6, SECTORS);
+    let counters = |run: &mut Run| run.store.client(DOM0).read("/local/domain/1/data/counters");
+    stage.run.rest(Duration::from_secs(5));
+    let before = counters(&mut stage.run);
+    let control = join(&mut stage, Dialect::Blktap);
+    control.plain(&mut stage.run, id::PID, 1);
+    let kept = control.close_mapped();
+    stage.run.rest(Duration::from_secs(5));
+    assert_ne!(counters(&mut stage.run), before, "its pages are not ours yet");
+    kept.into_iter().for_each(|handle| stage.run.world.unmap(DOM0, handle));
+    stage.run.rest(Duration::from_secs(20));
+    assert_eq!(counters(&mut stage.run), before);
+    stage.assert_clean();
+}
+
 #[test]
 fn a_pause_on_a_stuck_store_waits_without_blocking_others_and_ends_with_its_client() {
     let mut stage = Stage::with_control(4, SECTORS);

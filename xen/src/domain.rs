@@ -8,6 +8,7 @@ use crate::event::Events;
 use crate::exec::{Executor, Timers};
 use crate::grant::Lent;
 use crate::port::Xen;
+use crate::sync::Signal;
 
 /// The hypervisor, the executor and what hangs on them. One per vCPU.
 pub struct Domain<X: Xen> {
@@ -37,6 +38,8 @@ pub struct Held {
     pub pages: Cell<usize>,
     /// Xenstore nodes we wrote for disks.
     pub nodes: Cell<usize>,
+    /// Raised when they may stand elsewhere for a while: they come and go with every request, and that is not told.
+    pub changed: Signal,
 }
 
 /// Adds to (or takes from) a count of [`Held`].

@@ -106,7 +106,7 @@ impl<X: Xen> Server<X> {
     }
 
     async fn publish(&self) -> Result<Link<X>, Why> {
-        if sweep(&self.stuck) > VCHAN_PAGES_STUCK {
+        if sweep(&self.domain, &self.stuck) > VCHAN_PAGES_STUCK {
             return Err(Why::Stuck);
         }
         let link = Link::new(self)?;
@@ -125,9 +125,14 @@ impl<X: Xen> Server<X> {
 }
 
 /// Tries again to take pages back; how many are left.
-fn sweep<X: Xen>(stuck: &Stuck<X>) -> usize {
-    let kept: Vec<_> = stuck.take().into_iter().filter_map(|lent| lent.release().err()).collect();
+fn sweep<X: Xen>(domain: &Domain<X>, stuck: &Stuck<X>) -> usize {
+    let before = stuck.take();
+    let stuck_before = before.len();
+    let kept: Vec<_> = before.into_iter().filter_map(|lent| lent.release().err()).collect();
     let left = kept.len();
+    if left < stuck_before {
+        domain.held.changed.raise();
+    }
     // What came meanwhile is none: releasing waits for nothing.
     stuck.replace(kept);
     left
@@ -228,7 +233,7 @@ impl<X: Xen> Link<X> {
             if let Some(done) = done.await {
                 return done;
             }
-            sweep(&self.stuck);
+            sweep(&self.domain, &self.stuck);
             // Until a client has come the port is unbound.
             if self.end.borrow().has_met() && !self.is_bound() {
                 self.deserted.set(true);

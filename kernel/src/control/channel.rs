@@ -113,7 +113,7 @@ pub async fn run<X: Xen>(shared: Rc<Shared<X>>, channel: Channel) {
                 Err(broken) => log::debug!("control: {broken}"),
             }
             seats.free(&seat);
-            shared.held_changed.raise();
+            shared.domain.held.changed.raise();
         });
     }
 }

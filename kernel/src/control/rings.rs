@@ -67,7 +67,7 @@ pub fn connect<X: Xen>(shared: &Rc<Shared<X>>, minor: &Rc<Minor<X>>, blkif: &Blk
         drop(user);
     });
     domain.exec.spawn(look_after(shared.clone(), minor.clone(), handle, port));
-    shared.held_changed.raise();
+    shared.domain.held.changed.raise();
     Ok(())
 }
 
@@ -92,5 +92,5 @@ async fn look_after<X: Xen>(shared: Rc<Shared<X>>, minor: Rc<Minor<X>>, handle: 
             Either::Second(true) => handle.end().await,
         }
     }
-    shared.held_changed.raise();
+    shared.domain.held.changed.raise();
 }

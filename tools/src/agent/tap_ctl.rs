@@ -1,9 +1,12 @@
 //! dom0's `tap-ctl`, and the disks that a toolstack would make for its xenio.
 
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::process::{Said, ask, run};
 use super::store;
@@ -23,6 +26,14 @@ pub fn asked(words: &[&str]) -> Result<Said> {
 /// Runs it; it must succeed. Gives what it printed.
 pub fn done(words: &[&str]) -> Result<String> {
     run(&[&["tap-ctl"], words].concat(), TAP_CTL)
+}
+
+/// Gives back all minors that were set apart: nobody else does when domains are destroyed.
+pub fn forget_markers() -> Result<()> {
+    match fs::remove_dir_all("/run/blktap-control") {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("removing the markers of minors"),
+        _ => Ok(()),
+    }
 }
 
 /// One of its daemons, `serve` or `xenio`, until this is dropped.
@@ -56,6 +67,48 @@ impl Drop for Daemon {
     }
 }
 
+/// Messages of blktap's dialect over a socket, and when they were sent and answered. Of the layout only what PAUSE and
+/// RESUME need.
+pub struct Messages(UnixStream);
+
+impl Messages {
+    const BYTES: usize = 544;
+    const PAUSE: u8 = 9;
+    const RESUME: u8 = 11;
+
+    /// Over this socket.
+    pub fn connect(socket: &str) -> Result<Messages> {
+        let stream = UnixStream::connect(socket).with_context(|| format!("connecting to {socket}"))?;
+        stream.set_read_timeout(Some(TAP_CTL))?;
+        Ok(Messages(stream))
+    }
+
+    /// PAUSE, with the moments before and after it.
+    pub fn pause(&mut self, minor: u16) -> Result<(Instant, Instant)> {
+        self.ask(Messages::PAUSE, minor, "")
+    }
+
+    /// RESUME, onto another image if one is named.
+    pub fn resume(&mut self, minor: u16, image: &str) -> Result<(Instant, Instant)> {
+        self.ask(Messages::RESUME, minor, image)
+    }
+
+    fn ask(&mut self, kind: u8, minor: u16, image: &str) -> Result<(Instant, Instant)> {
+        let mut bytes = [0; Messages::BYTES];
+        bytes[0] = kind;
+        bytes[2..4].copy_from_slice(&minor.to_le_bytes());
+        bytes[20..20 + image.len()].copy_from_slice(image.as_bytes());
+        // prt_devnum: none.
+        bytes[276..280].fill(0xff);
+        let sent = Instant::now();
+        self.0.write_all(&bytes)?;
+        self.0.read_exact(&mut bytes)?;
+        let answered = Instant::now();
+        ensure!(bytes[0] == kind + 1 && bytes[8..12] == [0; 4], "message {kind} is answered by {bytes:02x?}");
+        Ok((sent, answered))
+    }
+}
+
 /// A disk in dom0's own area of xenstore, for xenio: made of a minor of a storage domain, for a device of a guest.
 pub struct Vbd3 {
     /// The storage domain: the guest grants its ring to it.
@@ -81,16 +134,17 @@ impl Vbd3 {
         format!("/local/domain/{}/device/vbd/{}", self.guest, self.devid)
     }
 
-    /// Makes it. A guest looks at a directory as soon as it is there, so the backend's is whole before the frontend's
-    /// begins.
+    /// Makes it. Who may see a directory looks at it as soon as it has a state, so the backend's is whole before the
+    /// frontend's begins, and each has its permissions, which its nodes inherit, before it has nodes.
     pub fn make(&self) -> Result<()> {
         let (backend, frontend) = (self.backend(), self.frontend());
-        let image = format!("/run/blktap-control/nbd{}.{}", self.storage, self.minor);
+        let (guest, image) = (self.guest, format!("/run/blktap-control/nbd{}.{}", self.storage, self.minor));
+        folder(&backend, &["n0", &format!("r{guest}")])?;
         write(
             &backend,
             &[
                 ("frontend", &frontend),
-                ("frontend-id", &self.guest.to_string()),
+                ("frontend-id", &guest.to_string()),
                 ("online", "1"),
                 ("mode", self.mode),
                 ("device-type", "disk"),
@@ -99,7 +153,7 @@ impl Vbd3 {
                 ("state", "1"),
             ],
         )?;
-        run(&["xenstore-chmod", "-r", &backend, "n0", &format!("r{}", self.guest)], TAP_CTL)?;
+        folder(&frontend, &[&format!("n{guest}"), "r0"])?;
         write(
             &frontend,
             &[
@@ -109,8 +163,7 @@ impl Vbd3 {
                 ("device-type", "disk"),
                 ("state", "1"),
             ],
-        )?;
-        run(&["xenstore-chmod", "-r", &frontend, &format!("n{}", self.guest), "r0"], TAP_CTL).map(drop)
+        )
     }
 
     /// Asks the guest to let go, as libxl does.
@@ -123,6 +176,12 @@ impl Vbd3 {
         store::remove(&self.frontend())?;
         store::remove(&self.backend())
     }
+}
+
+/// Makes a directory with its permissions.
+fn folder(path: &str, permissions: &[&str]) -> Result<()> {
+    store::write(path, "")?;
+    run(&[&["xenstore-chmod", path], permissions].concat(), TAP_CTL).map(drop)
 }
 
 /// Writes nodes of a directory in one go.

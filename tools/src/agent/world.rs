@@ -13,7 +13,7 @@ use super::guest::{COMMAND, READY, RESULT, TOOLS_DISK};
 use super::lower::{Lower, TOOLS_LOOP};
 use super::process::{ask, run};
 use super::reporter::Reporter;
-use super::{evidence, lower, store};
+use super::{evidence, lower, store, tap_ctl};
 use crate::report::Backend;
 
 /// From `xl create` to the agent's word: 12 s for a PV guest and 30 s for a PVH guest were measured on two cores that
@@ -261,6 +261,7 @@ impl<'a> World<'a> {
             return Ok(());
         }
         self.gymnast = Gymnast::default();
+        tap_ctl::forget_markers()?;
         for (side, vdev) in std::mem::take(&mut self.attached) {
             if side == Side::Dom0 {
                 ask(&["xl", "block-detach", "0", &vdev, "-f"], XL)?;

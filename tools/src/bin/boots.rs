@@ -53,6 +53,9 @@ enum Verb {
         /// Writes the records anew instead of comparing with them: what real Xen shows is right.
         #[arg(long)]
         record: bool,
+        /// The machine's time is a count of its instructions, the same whatever else the host does. Slow.
+        #[arg(long)]
+        counted: bool,
         /// Only names the scenarios and what each shows.
         #[arg(long)]
         list: bool,
@@ -97,7 +100,9 @@ fn work(options: &Options) -> Result<()> {
             ALL.iter().for_each(|scenario| println!("{:14} {}", scenario.name, scenario.shows));
             Ok(())
         }
-        Verb::Test { scenarios, backend, image, record, .. } => test(options, scenarios, *backend, image, *record),
+        Verb::Test { scenarios, backend, image, record, counted, .. } => {
+            test(options, scenarios, *backend, image, *record, *counted)
+        }
         Verb::Probe { elf, cmdline, memory, seconds, debug } => {
             need_image(elf)?;
             let task = Task::Probe { cmdline: cmdline.clone(), memory_mib: *memory, seconds: *seconds };
@@ -129,7 +134,8 @@ fn need_image(image: &Path) -> Result<()> {
 
 fn probe(options: &Options, elf: &Path, task: Task, guest_debug: bool, limit: Duration) -> Result<()> {
     let parts = fetch(options)?;
-    let boot = Boot { name: "probe", logs: &options.logs, parts: &parts, domain: Some(elf), task, guest_debug, limit };
+    let (name, domain, counted) = ("probe", Some(elf), false);
+    let boot = Boot { name, logs: &options.logs, parts: &parts, domain, task, guest_debug, counted, limit };
     let mut failure = Some("dom0 reported no end".to_owned());
     let ending = boot.run(|line| match line.parse::<Line>() {
         Ok(Line::Step(text)) => println!("{text}"),
@@ -152,8 +158,8 @@ fn run(options: &Options, shell: bool, image: &Path) -> Result<()> {
     println!("without hardware virtualisation every step takes some seconds. Debian's parts are fetched once.");
     let parts = fetch(options)?;
     let (task, limit) = (Task::Story { shell }, if shell { AFTERNOON } else { STORY });
-    let boot =
-        Boot { name: "run", logs: &options.logs, parts: &parts, domain: Some(image), task, guest_debug: false, limit };
+    let (name, domain, guest_debug, counted) = ("run", Some(image), false, false);
+    let boot = Boot { name, logs: &options.logs, parts: &parts, domain, task, guest_debug, counted, limit };
     let mut failure = Some("dom0 reported no end".to_owned());
     let mut hear = |line: &str| {
         match line.parse::<Line>() {
@@ -181,7 +187,14 @@ fn run(options: &Options, shell: bool, image: &Path) -> Result<()> {
     }
 }
 
-fn test(options: &Options, wanted: &[String], backend: Backend, image: &Path, record: bool) -> Result<()> {
+fn test(
+    options: &Options,
+    wanted: &[String],
+    backend: Backend,
+    image: &Path,
+    record: bool,
+    counted: bool,
+) -> Result<()> {
     let domain = match backend {
         Backend::Tapdom => {
             need_image(image)?;
@@ -193,7 +206,8 @@ fn test(options: &Options, wanted: &[String], backend: Backend, image: &Path, re
     let parts = fetch(options)?;
     let task = Task::Test { backend, scenarios: names.clone() };
     let name = format!("test-{}", backend.word());
-    let boot = Boot { name: &name, logs: &options.logs, parts: &parts, domain, task, guest_debug: false, limit: SUITE };
+    let (name, logs, guest_debug) = (name.as_str(), options.logs.as_path(), false);
+    let boot = Boot { name, logs, parts: &parts, domain, task, guest_debug, counted, limit: SUITE };
     let mut judge = if record { Judge::recording(&names) } else { Judge::new(&names) };
     let started = Instant::now();
     let ending = boot.run(|line| {

@@ -28,6 +28,8 @@ pub struct Boot<'a> {
     pub task: Task,
     /// Whether Xen shows what guests write to its debug port.
     pub guest_debug: bool,
+    /// Whether the machine's time is a count of its instructions.
+    pub counted: bool,
     /// The end of all patience.
     pub limit: Duration,
 }
@@ -87,6 +89,7 @@ impl Boot<'_> {
             log: self.log(),
             report: self.report(),
             guest_debug: self.guest_debug,
+            counted: self.counted,
             limit: self.limit,
         }
     }

@@ -28,6 +28,8 @@ pub struct Machine<'a> {
     pub report: PathBuf,
     /// Xen then shows what guests write to the debug port, at a price.
     pub guest_debug: bool,
+    /// One instruction is one nanosecond of the machine's time, whatever else the host does.
+    pub counted: bool,
     /// After this QEMU is ended, whatever it does.
     pub limit: Duration,
 }
@@ -129,6 +131,10 @@ impl Machine<'_> {
         command.args(["--foreground", "--kill-after=5", &(self.limit.as_secs() + 5).to_string(), QEMU]);
         // PVH domains need nested paging; the rest of the choice is what Debian's Xen and PV Linux boot on under TCG.
         command.args(["-cpu", "qemu64,+svm,+npt", "-m", "3072", "-smp", "2"]);
+        if self.counted {
+            command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
+            command.args(["-rtc", "base=2026-01-01,clock=vm"]);
+        }
         command.args(["-display", "none", "-no-reboot", "-net", "none"]);
         command.arg("-serial").arg(format!("file:{}", self.log.display()));
         // "mon" makes Ctrl-A x end QEMU, and lets Ctrl-C through to a shell in dom0.

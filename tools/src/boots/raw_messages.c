@@ -332,6 +332,17 @@ static void check(int domain)
 	ask(message(LIST, 9), listed(9, 0, -1, 0, ""), "list at the end");
 }
 
+/* As many messages as a page holds are sent before the first answer is read. */
+static void group(int first, int end, uint16_t type)
+{
+	for (int minor = first; minor < end; minor++) {
+		struct message m = open_message(type, minor, type == OPEN ? "ram:16K" : "");
+		send_bytes(&m, BYTES);
+	}
+	for (int minor = first; minor < end; minor++)
+		expect(type == OPEN ? image(OPEN + 1, minor, 32) : message(type + 1, minor), "many disks");
+}
+
 static void connect_to(const char *path)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -352,15 +363,12 @@ int main(int arguments, char **words)
 		check(number);
 	} else if (strcmp(words[1], "pid") == 0) {
 		pid(number);
-	} else if (strcmp(words[1], "open") == 0) {
-		for (int minor = 0; minor < number; minor++) {
-			done(ATTACH, minor, "attach");
-			ask(open_message(OPEN, minor, "ram:16K"), image(OPEN + 1, minor, 32), "open");
-		}
-	} else if (strcmp(words[1], "close") == 0) {
-		for (int minor = 0; minor < number; minor++) {
-			done(CLOSE, minor, "close");
-			done(DETACH, minor, "detach");
+	} else if (strcmp(words[1], "open") == 0 || strcmp(words[1], "close") == 0) {
+		int opens = words[1][0] == 'o';
+		for (int first = 0; first < number; first += 7) {
+			int end = first + 7 < number ? first + 7 : number;
+			group(first, end, opens ? ATTACH : CLOSE);
+			group(first, end, opens ? OPEN : DETACH);
 		}
 	} else {
 		return 2;

@@ -1,16 +1,20 @@
 //! The control plane on real Xen: tap-ctl in dom0, over the vchan, and the disks that it makes.
 
+use std::fmt;
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::agent::backend::Source;
+use crate::agent::domain::XL;
 use crate::agent::exercise::Exercise::{Expect, Fio, Write};
 use crate::agent::load::{DEPTH, Load};
 use crate::agent::process::run;
-use crate::agent::tap_ctl::{Daemon, asked, done};
+use crate::agent::tap_ctl::{Daemon, Messages, asked, done};
 use crate::agent::world::{Side, World};
 
 /// `state` of LIST.
@@ -18,8 +22,8 @@ const PAUSED: &str = "0x2a";
 
 const XVDA: &str = "/dev/xvda";
 
-/// A message and its answer take a few milliseconds, also under emulation.
-const RAW: Duration = Duration::from_secs(60);
+/// Where libxenvchan's proxy listens.
+const PROXY: &str = "/run/proxy";
 
 /// The folder in which tap-ctl sets minors apart.
 const MARKERS: &str = "/run/blktap-control/tapdisk/tapdisk-";
@@ -64,7 +68,7 @@ fn demand_traffic(world: &mut World<'_>) -> Result<()> {
     ensure!(counted <= taken && counted > 0, "{counted} latencies of {taken} requests: {text}");
     ensure!(number("/tapdom/minor")? == 1 && number("/reqs_outstanding")? == 0, "{text}");
     world.reporter.step(format!("stats of fio: {read} sectors read, {written} written, {taken} requests"));
-    let trace = std::thread::spawn(|| done(&["trace", "-m", "1", "-i", "3", "-n", "2"]));
+    let trace = std::thread::spawn(|| done(&["trace", "-m", "1", "-i", "1", "-n", "2"]));
     // One write a tenth of a second, until the second look has been taken.
     let mut seed = 0;
     while !trace.is_finished() {
@@ -81,76 +85,140 @@ fn demand_traffic(world: &mut World<'_>) -> Result<()> {
     Ok(())
 }
 
-/// PAUSE under load, the image exchanged under it, CLOSE under load.
+/// PAUSE under load again and again, then the image exchanged under it, then CLOSE under load.
 pub fn pause(world: &mut World<'_>) -> Result<()> {
     const SEED: u64 = 151;
+    const ROUNDS: usize = 3;
     demand(&done(&["create", "-a", "aio:/dev/xvdc"])?, &format!("{MARKERS}0\n"), "create")?;
     world.attach(Side::Dom0, "xvda", "rw", Source::Minor(0))?;
     let load = Load::begin(XVDA, SEED)?;
-    load.await_more(10 * DEPTH)?;
-    done(&["pause", "-m", "0"])?;
-    let paused = Instant::now();
-    let listed = done(&["list", "-m", "0"])?;
-    ensure!(listed.contains(PAUSED), "paused: {listed}");
-    // Whoever waits has been told of at most one more request that was done before.
-    let held = load.moments().iter().filter(|moment| **moment > paused).count();
-    ensure!(held <= DEPTH, "{held} requests were done after the pause");
-    world.lower[2].copy_to(&world.lower[3])?;
-    done(&["unpause", "-m", "0", "-a", "aio:/dev/xvdd"])?;
+    let proxy = Daemon::proxy(world.server.id, "data/tapdisk", PROXY)?;
+    let mut messages = Messages::connect(PROXY)?;
+    let mut gaps = Vec::new();
+    for round in 0..ROUNDS {
+        load.await_more(10 * DEPTH)?;
+        let paused = messages.pause(0)?;
+        let listed = done(&["list", "-m", "0"])?;
+        ensure!(listed.contains(PAUSED), "paused: {listed}");
+        // Who waits for an answer hears of at most one that was given before.
+        let held = load.moments().iter().filter(|moment| **moment > paused.1).count();
+        ensure!(held <= DEPTH, "{held} requests were done after the pause");
+        let image = if round + 1 < ROUNDS { "" } else { "aio:/dev/xvdd" };
+        if !image.is_empty() {
+            world.lower[2].copy_to(&world.lower[3])?;
+        }
+        let resumed = messages.resume(0, image)?;
+        load.await_more(DEPTH)?;
+        gaps.push(Gap::of(&load.moments(), paused, resumed)?);
+    }
+    world.reporter.step(format!("pauses under {DEPTH} requests in flight, the last onto another image:"));
+    gaps.iter().for_each(|gap| world.reporter.step(format!("  {gap}")));
     load.await_more(10 * DEPTH)?;
     let requests = load.end()?;
-    world.reporter.detail(&format!("{requests} requests before and after the pause"));
+    world.reporter.detail(&format!("{requests} requests before and after the pauses"));
     world.ask(Side::Dom0, &Write { disk: XVDA.to_owned(), offset: 40 << 20, length: 1 << 20, seed: SEED })?;
     world.look_below(3, |disk| Expect { disk, offset: 40 << 20, length: 1 << 20, seed: SEED })?;
-    world.detach(Side::Dom0, "xvda")?;
-    done(&["destroy", "-m", "0"]).map(drop)
+    drop((messages, proxy));
+    fs::remove_file(PROXY)?;
+    close_under_load(world)
 }
 
-/// Raw messages of both dialects, made by a program of its own, over libxenvchan.
-pub fn raw(world: &mut World<'_>) -> Result<()> {
-    let id = world.server.id;
-    for (dialect, channel) in [("blktap", "data/tapdisk"), ("rfc", "data/tapdisk-rfc")] {
-        let socket = format!("/run/raw-{dialect}");
-        let proxy = Daemon::proxy(id, channel, &socket)?;
-        for question in ["pid", "check", "pid"] {
-            let said = run(&[&format!("raw-messages-{dialect}"), question, &socket, &id.to_string()], RAW)?;
-            world.reporter.step(format!("{dialect}, {question}: {}", said.trim()));
-        }
-        drop(proxy);
-        fs::remove_file(&socket)?;
+/// CLOSE answers while requests come; they get errors from then on, and nothing is left when the guest has let go.
+fn close_under_load(world: &mut World<'_>) -> Result<()> {
+    let load = Load::begin(XVDA, 152)?;
+    load.await_more(10 * DEPTH)?;
+    demand(&done(&["close", "-m", "0"])?, "", "close under load")?;
+    let listed = done(&["list", "-m", "0"])?;
+    ensure!(listed.contains("state=0x2"), "closed: {listed}");
+    let Err(error) = load.end() else { bail!("the load went on after the close") };
+    ensure!(format!("{error:#}").contains("os error 5"), "the load ended with {error:#}");
+    let said = asked(&["detach", "-m", "0"])?;
+    ensure!(said.code == Some(16), "detach while a directory has it: {said:?}");
+    world.detach(Side::Dom0, "xvda")?;
+    demand(&done(&["destroy", "-m", "0"])?, "", "destroy")
+}
+
+/// What a guest saw of a pause: moments at which its requests were done, messages and their answers.
+struct Gap {
+    /// From PAUSE to the last request that was in flight.
+    drained: Duration,
+    /// From then to PAUSE's answer.
+    answered: Duration,
+    /// From RESUME to the first request that was done again.
+    resumed: Duration,
+}
+
+impl Gap {
+    fn of(moments: &[Instant], paused: (Instant, Instant), resumed: (Instant, Instant)) -> Result<Gap> {
+        let before =
+            moments.iter().filter(|moment| **moment < resumed.0).max().context("no request before the pause")?;
+        let after = moments.iter().filter(|moment| **moment > resumed.0).min().context("no request after the pause")?;
+        // A thread may hear of its answer after PAUSE's was heard.
+        let last = (*before).min(paused.1);
+        Ok(Gap {
+            drained: last.saturating_duration_since(paused.0),
+            answered: paused.1.saturating_duration_since(last),
+            resumed: after.saturating_duration_since(resumed.0),
+        })
     }
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Gap { drained, answered, resumed } = self;
+        let ms = |duration: &Duration| duration.as_micros() as f64 / 1000.0;
+        let beyond = *answered + *resumed;
+        write!(f, "drained in {:.1} ms; beyond that the guest stood still for {:.1} ms", ms(drained), ms(&beyond))?;
+        write!(f, " ({:.1} before PAUSE's answer, {:.1} after RESUME)", ms(answered), ms(resumed))
+    }
+}
+
+/// A tap-ctl that is killed while its pause is at work, and one that is killed before the domain has looked at it.
+pub fn killed(world: &mut World<'_>) -> Result<()> {
+    let (id, name) = (world.server.id, world.server.name.clone());
+    demand(&done(&["create", "-a", "aio:/dev/xvdc"])?, &format!("{MARKERS}0\n"), "create")?;
+    world.attach(Side::Dom0, "xvda", "rw", Source::Minor(0))?;
+    let load = Load::begin(XVDA, 161)?;
+    load.await_more(10 * DEPTH)?;
+    for _ in 0..3 {
+        kill_pause()?;
+        // It was done or it was not: the next who asks learns which.
+        let listed = done(&["list"])?;
+        let state = |word: &str| format!("pid={id} minor=0 state={word} args=aio:/dev/xvdc\n");
+        ensure!([state("0"), state(PAUSED)].contains(&listed), "after a pause that was killed: {listed}");
+        done(&["pause", "-m", "0"])?;
+        done(&["unpause", "-m", "0"])?;
+        load.await_more(DEPTH)?;
+    }
+    run(&["xl", "pause", &name], XL)?;
+    let killed = kill_pause();
+    run(&["xl", "unpause", &name], XL)?;
+    killed?;
+    demand(&done(&["list"])?, &format!("pid={id} minor=0 state=0 args=aio:/dev/xvdc\n"), "after one that was not met")?;
+    load.await_more(DEPTH)?;
+    load.end()?;
+    world.detach(Side::Dom0, "xvda")?;
+    demand(&done(&["destroy", "-m", "0"])?, "", "destroy")
+}
+
+/// Starts a pause and kills it as soon as it has said that it is to send its message.
+fn kill_pause() -> Result<()> {
+    let mut child = Command::new("tap-ctl")
+        .args(["--debug", "pause", "-m", "0"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting tap-ctl")?;
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().context("its words")?).read_line(&mut line)?;
+    child.kill()?;
+    child.wait()?;
+    ensure!(line.contains("Pause"), "tap-ctl --debug pause says {line:?}");
     Ok(())
 }
 
-/// So many disks are more than a toolstack will ask for; xenstore has a part in none of them.
-const MANY: usize = 300;
-
-/// Many disks in memory: listed whole, told of whole.
-pub fn many(world: &mut World<'_>) -> Result<()> {
-    let (id, socket, many) = (world.server.id, "/run/raw-many", MANY.to_string());
-    let proxy = Daemon::proxy(id, "data/tapdisk", socket)?;
-    run(&["raw-messages-blktap", "open", socket, &many], RAW)?;
-    let listed = done(&["list"])?;
-    let wanted: String = (0..MANY).map(|minor| format!("pid={id} minor={minor} state=0 args=ram:16K\n")).collect();
-    demand(&listed, &wanted, "the list of many")?;
-    let text = done(&["stats", "-m", "65535"])?;
-    let stats: Vec<Value> = serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))?;
-    let minors: Vec<Option<u64>> =
-        stats.iter().map(|one| one.pointer("/tapdom/minor").and_then(Value::as_u64)).collect();
-    ensure!(minors == (0..MANY as u64).map(Some).collect::<Vec<_>>(), "the statistics' minors: {minors:?}");
-    let memory = stats[MANY - 1].pointer("/tapdom/domain_memory_bytes").context("no domain_memory_bytes")?;
-    world.reporter.step(format!(
-        "{MANY} disks of 16 KiB: {} bytes of list, {} of statistics; memory in use and in all, in bytes: {memory}",
-        listed.len(),
-        text.len()
-    ));
-    run(&["raw-messages-blktap", "close", socket, &many], RAW)?;
-    drop(proxy);
-    fs::remove_file(socket)?;
-    demand(&done(&["list"])?, &format!("pid={id}\n"), "the list when all are gone")
-}
-
-fn demand(said: &str, wanted: &str, what: &str) -> Result<()> {
+/// Demands what a command printed.
+pub(super) fn demand(said: &str, wanted: &str, what: &str) -> Result<()> {
     ensure!(said == wanted, "{what}: {said:?}, not {wanted:?}");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The scenarios, in the order in which one boot goes through them: guests that one makes are used by the next, and
 //! those that end a guest or the backend come last.
 
+mod clients;
 mod control;
 mod faults;
 mod life;
@@ -85,16 +86,34 @@ pub const ALL: &[Scenario] = &[
         run: control::pause,
     },
     Scenario {
+        name: "control-killed",
+        shows: "a tap-ctl that is killed in the middle of a pause leaves nothing, and the next command works",
+        fits_dom0: false,
+        run: control::killed,
+    },
+    Scenario {
+        name: "control-serve",
+        shows: "tap-ctl serve offers tapdisk's socket, and tap-ctl works over it",
+        fits_dom0: false,
+        run: clients::serve,
+    },
+    Scenario {
+        name: "control-xenio",
+        shows: "tap-ctl xenio connects a guest to a disk that messages made, twice, and lets go of it",
+        fits_dom0: false,
+        run: clients::xenio,
+    },
+    Scenario {
         name: "control-raw",
         shows: "libxenvchan carries raw messages of both dialects, and each byte of each answer is right",
         fits_dom0: false,
-        run: control::raw,
+        run: clients::raw,
     },
     Scenario {
         name: "control-many",
         shows: "300 disks at once are listed and told of whole; in what memory",
         fits_dom0: false,
-        run: control::many,
+        run: clients::many,
     },
     Scenario {
         name: "read-only",
