@@ -248,7 +248,12 @@ impl<X: Xen> Vbd<X> {
             }
             Do::Restart => {
                 self.let_go().await;
-                self.minor = None;
+                // What a message closed may be used elsewhere now: a message opens it again, or a toolstack that makes
+                // the directory anew, and no guest.
+                let is_closed = self.minor.as_ref().is_some_and(|minor| minor.state() == Stands::Closed);
+                if self.begun || !is_closed {
+                    self.minor = None;
+                }
                 self.publish().await
             }
             Do::AnswerClosing => {

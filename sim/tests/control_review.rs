@@ -420,3 +420,23 @@ fn an_image_that_is_read_only_takes_no_writable_ones_place() {
         assert_eq!(resumed.map_err(|error| error.errno), expected);
     }
 }
+
+/// A guest that began anew without an end opened an image again that a message had closed; one that ends in order does not.
+#[test]
+fn no_guest_opens_again_what_a_message_closed() {
+    seeds(0..4, |seed| {
+        let mut stage = Stage::with_lower(seed, 2048);
+        let guest = stage.on_lower(GUEST);
+        guest.front.borrow_mut().options.errors = true;
+        stage.attach(&guest);
+        let number = stage.run.tapdom().unwrap().shared().minors.all()[0].number();
+        inside(&mut stage, async move |shared| shared.minors.get(number).expect("attached").close(false).await);
+        guest.front.borrow_mut().silent = true;
+        let client = stage.run.store.client(GUEST);
+        client.write("device/vbd/51712/state", "1").unwrap();
+        stage.run.rest(Duration::from_secs(2));
+        let minors = stage.run.tapdom().unwrap().shared().minors.all();
+        let states: Vec<_> = minors.iter().map(|minor| minor.state()).collect();
+        assert_eq!(states, [State::Closed], "{}", stage.run.scene());
+    });
+}
