@@ -353,6 +353,24 @@ fn a_client_that_does_nothing_or_half_holds_up_nobody() {
     stage.assert_clean();
 }
 
+/// blktap's tap-ctl sends a RESUME that is all zeroes but for its type and its minor: no -1 in `prt_devnum`.
+#[test]
+fn a_resume_of_zeroes_is_one() {
+    for dialect in BOTH {
+        let mut stage = Stage::with_control(7, SECTORS);
+        let control = join(&mut stage, dialect);
+        let run = &mut stage.run;
+        control.create(run, 3, "ram:1M");
+        for request in [id::PAUSE, id::RESUME, id::CLOSE, id::DETACH] {
+            let answer = control.done(run, &Message::new(dialect, request, 3));
+            assert_eq!(answer.response(), (0, String::new()));
+        }
+        control.close();
+        stage.run.rest(Duration::from_secs(20));
+        stage.assert_clean();
+    }
+}
+
 /// A client lets go of its pages after we have let go of the client, as every one that runs on another processor may.
 #[test]
 fn the_counters_tell_of_pages_that_come_back_late() {

@@ -189,7 +189,8 @@ impl<X: Xen> Commands<'_, X> {
                     }
                 }
                 Body::Resume(params) => {
-                    self.allow(Flags::NONE, params.flags, params.prt_devnum.is_some(), params.secondary)?;
+                    // blktap's clients leave `prt_devnum` 0 here, and tapdisk does not look at it.
+                    self.allow(Flags::NONE, params.flags, false, params.secondary)?;
                     let name = Some(&*params.path).filter(|path| !path.is_empty()).map(String::from);
                     let (minor, lowers) = (self.minor(cookie)?, shared.lowers.clone());
                     self.apart(async move { minor.resume(&lowers, name.as_deref()).await }).await??;

@@ -274,6 +274,9 @@ static void check(int domain)
 	list_one(minor, 0x22a, "ram:2M", "list after a resume that failed");
 	ask(open_message(RESUME, minor, "ram:1M"), message(RESUME + 1, minor), "resume");
 	list_one(minor, 0, "ram:1M", "list after a resume");
+	/* As blktap's tap-ctl says it: nothing but the minor. */
+	done(PAUSE, minor, "pause a third time");
+	done(RESUME, minor, "a resume of zeroes");
 
 	m = message(DISCONNECT, 0);
 	m.u.ring.domid = 99;

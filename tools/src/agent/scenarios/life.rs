@@ -19,6 +19,9 @@ pub const SHUTDOWN: Duration = Duration::from_secs(30);
 /// it wait for neither.
 const DESTROYED: Duration = Duration::from_secs(15);
 
+/// Three control channels are offered, each a page and a ring each way.
+const OFFERED: u32 = 9;
+
 fn xvda() -> String {
     "/dev/xvda".to_owned()
 }
@@ -63,8 +66,9 @@ pub fn early(world: &mut World<'_>) -> Result<()> {
         world.reporter.step(format!("{NAME}, seconds since its first instruction: {line}"));
     }
     run(&["xl", "block-detach", "0", DISK], XL)?;
+    let idle = format!("vbds=0 mappings=0 grants={OFFERED} ");
     store::wait_for(&format!("{home}/data/counters"), "nothing is held", SHUTDOWN, |value| {
-        value.is_some_and(|line| line.starts_with("vbds=0 mappings=0 grants=0 ") && line.ends_with(" pages=0 nodes=0"))
+        value.is_some_and(|line| line.starts_with(&idle) && line.ends_with(" pages=0 nodes=0"))
     })?;
     domain::shutdown(NAME, SHUTDOWN)
 }
