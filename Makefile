@@ -83,8 +83,7 @@ loom:
 mutants: setup
 	@command -v cargo-mutants >/dev/null || cargo install --locked cargo-mutants
 	cargo build --locked -p tools --bin mutants
-	target/debug/mutants known
-	target/debug/mutants made $(SHARD)
+	@target/debug/mutants known; known=$$?; target/debug/mutants made $(SHARD) && exit $$known
 
 # The lines that are unsafe and run on the host, and the tests around them, in an interpreter that knows the rules.
 miri:

@@ -170,6 +170,8 @@ mod tests {
             ("ram:0", "size"),
             ("ram:1", "size"),
             ("ram:18446744073709551615G", "size"),
+            // 1 GiB more than 2^64.
+            ("ram:17179869185G", "size"),
             ("ram:-1", "size"),
             ("aio:/dev/sda", "not a lower disk"),
             ("aio:/dev/xvd", "not a lower disk"),

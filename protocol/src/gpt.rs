@@ -388,6 +388,9 @@ mod tests {
             fine.iter().for_each(|value| assert_eq!(parse(at, *value), Ok(()), "{at} {value}"));
             wrong.iter().for_each(|value| assert_eq!(parse(at, *value), Err(Bad::Range), "{at} {value}"));
         }
+        // A copy at the end whose entries would lie on the boot record and on the first header.
+        let at_zero = changed(&[(24, &2047u64.to_le_bytes()), (entries_at, &0u64.to_le_bytes())]);
+        assert_eq!(Header::parse(&at_zero, 2047, DISK), Err(Bad::Range));
         assert!(Header::parse(&first(), 1, 2015).is_ok());
         assert_eq!(Header::parse(&first(), 1, 2014), Err(Bad::Range));
     }

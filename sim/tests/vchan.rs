@@ -110,6 +110,43 @@ fn a_stuck_client_blocks_nobody_else() {
     });
 }
 
+/// Who comes after an answer was seen finds a set of pages that nobody had.
+#[test]
+fn the_next_vchan_is_offered_before_a_client_is_answered() {
+    seeds(0..8, |seed| {
+        let mut stage = Stage::new(seed, &[("tapdisk", DOM0)], Orders::ONE_PAGE_EACH);
+        let store = stage.run.store.client(DOM0);
+        let first = offer(&store, &path("tapdisk"));
+        let client = Client::connect(&stage.run.world, &store, (DOM0, DRIVER), &path("tapdisk"), true).unwrap();
+        client.write(&[3; 100]);
+        client.notify();
+        assert!(stage.run.until(Duration::from_secs(1), |_| client.data_ready() == 100), "{}", stage.run.scene());
+        let next = offer(&store, &path("tapdisk"));
+        assert!(next.is_some() && next != first, "{first:?} is still offered");
+    });
+}
+
+/// A connection that ends on our side ends on the client's.
+#[test]
+fn a_client_is_told_when_we_close() {
+    let mut stage = Stage::new(1, &[], Orders::ONE_PAGE_EACH);
+    // The connection of the stage, which serves nothing, ends with this one.
+    let server_store = Store::connect(&stage.domain);
+    let mut server = Server::new(&server_store, "data/once", DOM0, Orders::ONE_PAGE_EACH).unwrap();
+    stage.domain.exec.spawn(async move {
+        loop {
+            drop(server.accept().await);
+        }
+    });
+    stage.run.nudge();
+    stage.run.rest(Duration::from_millis(1));
+    let store = stage.run.store.client(DOM0);
+    let client = Client::connect(&stage.run.world, &store, (DOM0, DRIVER), &path("once"), true).unwrap();
+    assert!(client.is_open());
+    assert!(stage.run.until(Duration::from_secs(10), |_| !client.is_open()), "it waits for ever");
+    assert!(client.take_event(), "it sleeps and is not woken");
+}
+
 /// The client's domain dies, and another gets its number.
 #[test]
 fn a_dead_domain_leaves_its_channel_to_the_next_of_its_number() {

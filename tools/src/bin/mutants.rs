@@ -76,7 +76,17 @@ fn made(words: &[String]) -> Result<bool> {
     {
         let out = format!("build/mutants/{name}");
         let mut cargo = Command::new("cargo");
-        cargo.args(["mutants", "-p", name, "--test-package", &packages.join(","), "--no-shuffle", "--output", &out]);
+        cargo.args([
+            "mutants",
+            "-p",
+            name,
+            "--test-package",
+            &packages.join(","),
+            "--no-shuffle",
+            "--gitignore=true",
+            "--output",
+            &out,
+        ]);
         cargo.args(["--cargo-test-arg=--locked", "--cargo-test-arg=--lib"]);
         cargo.args(tests.iter().map(|test| format!("--cargo-test-arg=--test={test}")));
         cargo.args(shards.iter().flat_map(|shard| ["--shard", shard]));
