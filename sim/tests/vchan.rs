@@ -114,7 +114,7 @@ fn a_stuck_client_blocks_nobody_else() {
 #[test]
 fn the_next_vchan_is_offered_before_a_client_is_answered() {
     seeds(0..8, |seed| {
-        let mut stage = Stage::new(seed, &[("tapdisk", DOM0)], Orders::ONE_PAGE_EACH);
+        let mut stage = Echo::new(seed, &[("tapdisk", DOM0)], Orders::ONE_PAGE_EACH);
         let store = stage.run.store.client(DOM0);
         let first = offer(&store, &path("tapdisk"));
         let client = Client::connect(&stage.run.world, &store, (DOM0, DRIVER), &path("tapdisk"), true).unwrap();
@@ -129,7 +129,7 @@ fn the_next_vchan_is_offered_before_a_client_is_answered() {
 /// A connection that ends on our side ends on the client's.
 #[test]
 fn a_client_is_told_when_we_close() {
-    let mut stage = Stage::new(1, &[], Orders::ONE_PAGE_EACH);
+    let mut stage = Echo::new(1, &[], Orders::ONE_PAGE_EACH);
     // The connection of the stage, which serves nothing, ends with this one.
     let server_store = Store::connect(&stage.domain);
     let mut server = Server::new(&server_store, "data/once", DOM0, Orders::ONE_PAGE_EACH).unwrap();
