@@ -271,7 +271,7 @@ static void check(int domain)
 	ask(message(DISK_INFO, minor), image(DISK_INFO + 1, minor, 2048), "disk info of a paused disk");
 	refused(open_message(RESUME, minor, "ram:2M"), REFUSED(RESUME), 124,
 		"target \"ram:2M\": 4096 sectors, but minor 777 has 2048");
-	list_one(minor, 0x22a, "ram:2M", "list after a resume that failed");
+	list_one(minor, 0x22a, "ram:1M", "list after a resume that failed");
 	ask(open_message(RESUME, minor, "ram:1M"), message(RESUME + 1, minor), "resume");
 	list_one(minor, 0, "ram:1M", "list after a resume");
 	/* As blktap's tap-ctl says it: nothing but the minor. */
