@@ -196,6 +196,38 @@ fn flushes_and_barriers_with_data_keep_their_order() {
     assert_eq!(back.borrow().flushes, before + 2);
 }
 
+/// The descriptors of an indirect request are copied to a page that the request before has used: what Xen refuses to
+/// copy is no licence to take those for this one's.
+#[test]
+fn descriptors_that_cannot_be_copied_are_not_those_of_the_request_before() {
+    for operation in [op::READ, op::WRITE] {
+        let mut scene = Scene::connected(1, Abi::Wide, true);
+        let mut play = |grant: Option<u32>| {
+            let hostile = scene.hostile.clone();
+            {
+                let mut hostile = hostile.borrow_mut();
+                let made = hostile.with_kit(|kit| {
+                    let segments = kit.segments(2);
+                    let mut made = kit.indirect(operation, &segments);
+                    if let Some(grant) = grant {
+                        made.entry[28..32].copy_from_slice(&grant.to_le_bytes());
+                    }
+                    made
+                });
+                hostile.put(made, None);
+                hostile.publish();
+            }
+            assert!(scene.stage.run.until(Duration::from_secs(5), |_| hostile.borrow().in_flight() == 0));
+            let answer = hostile.borrow_mut().heard.pop().expect("just heard");
+            (answer.op, answer.status)
+        };
+        assert_eq!(play(None), (operation, status::OKAY));
+        assert_eq!(play(Some(30_000)), (operation, status::ERROR));
+        assert_eq!(play(None), (operation, status::OKAY));
+        scene.end();
+    }
+}
+
 /// Attaches a disk whose frontend is written by hand, after `write` has had its way with both directories; what the guest is
 /// refused with.
 fn refused(write: impl Fn(&sim::store::client::Client, &sim::store::client::Client, &Vbd)) -> String {
