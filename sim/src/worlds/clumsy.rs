@@ -42,6 +42,10 @@ pub fn play(seed: u64) -> Report {
         stage.run.rest(Duration::from_micros(pause));
     }
     stage.run.world.faults().end();
+    if faulty {
+        // What xenstored refused is asked for again within 32 s; before that nothing is late.
+        stage.run.rest(Duration::from_secs(40));
+    }
     for guest in &guests {
         let _late = stage.run.destroy(guest.id);
         guest.front.iter().for_each(|front| report.guest(&front.borrow().tally));
