@@ -78,12 +78,19 @@ pub struct Info {
     pub flush: bool,
     /// Whether and how it discards.
     pub discard: Option<Discard>,
+    /// A write past the end makes it larger, as with a file of a host. What was never written reads as zeroes there.
+    pub grows: bool,
 }
 
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} sectors in blocks of {} bytes", self.sectors, self.physical_bytes)?;
-        let words = [(self.read_only, "read-only"), (self.flush, "flush"), (self.discard.is_some(), "discard")];
+        let words = [
+            (self.read_only, "read-only"),
+            (self.flush, "flush"),
+            (self.discard.is_some(), "discard"),
+            (self.grows, "grows"),
+        ];
         words.iter().filter(|(so, _)| *so).try_for_each(|(_, word)| write!(f, ", {word}"))
     }
 }
@@ -101,6 +108,10 @@ pub enum Error {
     OutOfRange,
     /// It cannot do that at all.
     Unsupported,
+    /// The store below is full.
+    NoSpace,
+    /// The image says what cannot be; the text names the field.
+    Corrupt(&'static str),
 }
 
 impl Error {
@@ -112,6 +123,8 @@ impl Error {
             Error::ReadOnly => Errno::EROFS,
             Error::OutOfRange => Errno::EINVAL,
             Error::Unsupported => Errno::EOPNOTSUPP,
+            Error::NoSpace => Errno::ENOSPC,
+            Error::Corrupt(_) => Errno::EIO,
         }
     }
 
@@ -123,13 +136,18 @@ impl Error {
             Error::ReadOnly => "read-only",
             Error::OutOfRange => "out of range",
             Error::Unsupported => "unsupported",
+            Error::NoSpace => "no space",
+            Error::Corrupt(_) => "corrupt",
         }
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Error::Corrupt(what) => write!(f, "corrupt: {what}"),
+            error => f.write_str(error.name()),
+        }
     }
 }
 
@@ -158,6 +176,20 @@ pub trait Device {
     fn submit(&self, op: Op<'_>, sector: u64) -> impl Future<Output = Result<(), Error>>;
 }
 
+/// A device whose pages are not the disk itself: what [`take`](Device::take) hands out may be submitted for any place of
+/// it. An image can lie on one. Its metadata goes in bytes, whole sectors, through pages kept for that alone, so that
+/// who holds pages of [`take`](Device::take) may wait for it.
+pub trait Store: Device {
+    /// Reads whole sectors from `sector` on.
+    fn load(&self, sector: u64, bytes: &mut [u8]) -> impl Future<Output = Result<(), Error>>;
+
+    /// Writes whole sectors from `sector` on; durable after the next flush.
+    fn save(&self, sector: u64, bytes: &[u8]) -> impl Future<Output = Result<(), Error>>;
+
+    /// Writes zeroes; durable after the next flush.
+    fn zero(&self, sector: u64, sectors: u64) -> impl Future<Output = Result<(), Error>>;
+}
+
 /// The most sectors a disk may have: what a signed count of bytes holds, as Linux's `loff_t` does.
 pub const SECTORS_MAX: u64 = i64::MAX as u64 / SECTOR_BYTES as u64;
 
@@ -184,8 +216,16 @@ mod tests {
 
     #[test]
     fn errors_have_the_numbers_that_clients_know() {
-        let errors = [Error::Medium, Error::Gone, Error::ReadOnly, Error::OutOfRange, Error::Unsupported];
-        // EIO, ESHUTDOWN, EROFS, EINVAL, EOPNOTSUPP of Linux.
-        assert_eq!(errors.map(|error| error.errno().number()), [5, 108, 30, 22, 95]);
+        let errors = [
+            Error::Medium,
+            Error::Gone,
+            Error::ReadOnly,
+            Error::OutOfRange,
+            Error::Unsupported,
+            Error::NoSpace,
+            Error::Corrupt("footer"),
+        ];
+        // EIO, ESHUTDOWN, EROFS, EINVAL, EOPNOTSUPP, ENOSPC of Linux, and EIO again.
+        assert_eq!(errors.map(|error| error.errno().number()), [5, 108, 30, 22, 95, 28, 5]);
     }
 }

@@ -1,13 +1,11 @@
 //! GPT partitions of a lower disk: a name with a number becomes a run of sectors.
 
 use alloc::format;
-use alloc::vec::Vec;
 use protocol::errno::Errno;
 
 use protocol::gpt::{Bad, Entry, Header};
-use protocol::mem::Memory;
 
-use crate::disk::{Device, Error, Op, SECTOR_BYTES};
+use crate::disk::{Error, SECTOR_BYTES, Store};
 use crate::target::{Lower, OpenError};
 
 /// A run of a disk's sectors.
@@ -33,7 +31,7 @@ impl From<Bad> for Failed {
 }
 
 /// Finds partition `number` by the table at the disk's head, or by its copy at the end if that one is damaged.
-pub async fn find<D: Device>(disk: &D, lower: &Lower, number: u32) -> Result<Extent, OpenError> {
+pub async fn find<D: Store>(disk: &D, lower: &Lower, number: u32) -> Result<Extent, OpenError> {
     let last = disk.info().sectors.saturating_sub(1);
     let found = match look(disk, 1, number).await {
         Err(Failed::Table(_)) => look(disk, last, number).await,
@@ -48,7 +46,7 @@ pub async fn find<D: Device>(disk: &D, lower: &Lower, number: u32) -> Result<Ext
     })
 }
 
-async fn look<D: Device>(disk: &D, at: u64, number: u32) -> Result<Extent, Failed> {
+async fn look<D: Store>(disk: &D, at: u64, number: u32) -> Result<Extent, Failed> {
     let header = Header::parse(&sector(disk, at).await?, at, disk.info().sectors)?;
     let (entry_at, offset) = header.place(number).ok_or(Failed::None)?;
     let (mut checksum, mut entry) = (header.checksum(), None);
@@ -67,11 +65,8 @@ async fn look<D: Device>(disk: &D, at: u64, number: u32) -> Result<Extent, Faile
     Ok(Extent { start: entry.first, sectors: entry.sectors() })
 }
 
-async fn sector<D: Device>(disk: &D, at: u64) -> Result<[u8; SECTOR_BYTES], Failed> {
-    let (mut pieces, mut bytes) = (Vec::new(), [0; SECTOR_BYTES]);
-    disk.take(at, [(0u8, 1u8)].into_iter(), &mut pieces).await;
-    let result = disk.submit(Op::Read(&pieces), at).await;
-    pieces[0].page.read(usize::from(pieces[0].first) * SECTOR_BYTES, &mut bytes);
-    disk.give(&mut pieces);
-    result.map(|()| bytes).map_err(Failed::Store)
+async fn sector<D: Store>(disk: &D, at: u64) -> Result<[u8; SECTOR_BYTES], Failed> {
+    let mut bytes = [0; SECTOR_BYTES];
+    disk.load(at, &mut bytes).await.map_err(Failed::Store)?;
+    Ok(bytes)
 }

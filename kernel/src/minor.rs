@@ -60,8 +60,8 @@ pub struct Minor<X: Xen> {
     pub stats: Rc<Stats>,
     /// Rings when the state changed, or the last request in flight ended.
     pub changed: Bell,
-    /// By cause: the store said so, it was gone, any other.
-    failed: [Last; 3],
+    /// By cause: the store said so, it was gone, it was full, the image is damaged, any other.
+    failed: [Last; 5],
     registry: Weak<Minors<X>>,
 }
 
@@ -207,7 +207,9 @@ impl<X: Xen> Minor<X> {
         let last = match error {
             Error::Medium => &self.failed[0],
             Error::Gone => &self.failed[1],
-            Error::ReadOnly | Error::OutOfRange | Error::Unsupported => &self.failed[2],
+            Error::NoSpace => &self.failed[2],
+            Error::Corrupt(_) => &self.failed[3],
+            Error::ReadOnly | Error::OutOfRange | Error::Unsupported => &self.failed[4],
         };
         if let Some(registry) = self.registry.upgrade() {
             registry.failures.failed(self.number, error, last, now);

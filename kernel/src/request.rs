@@ -103,7 +103,7 @@ impl From<Error> for Failed {
             Error::Unsupported => Failed::Unsupported,
             // The disk shrank below us between our check and its own.
             Error::OutOfRange => Failed::Rejected(Why::PastEnd),
-            Error::Medium | Error::Gone => Failed::Store(error),
+            Error::Medium | Error::Gone | Error::NoSpace | Error::Corrupt(_) => Failed::Store(error),
         }
     }
 }

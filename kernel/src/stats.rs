@@ -58,6 +58,10 @@ pub struct Causes {
     pub medium: Cell<u64>,
     /// It was not there.
     pub gone: Cell<u64>,
+    /// It was full.
+    pub full: Cell<u64>,
+    /// The image on it is damaged.
+    pub corrupt: Cell<u64>,
     /// Any other.
     pub other: Cell<u64>,
 }
@@ -68,6 +72,8 @@ impl Causes {
         let cause = match error {
             Error::Medium => &self.medium,
             Error::Gone => &self.gone,
+            Error::NoSpace => &self.full,
+            Error::Corrupt(_) => &self.corrupt,
             Error::ReadOnly | Error::OutOfRange | Error::Unsupported => &self.other,
         };
         add(cause, 1);
@@ -75,7 +81,10 @@ impl Causes {
 
     /// All of them.
     pub fn sum(&self) -> u64 {
-        [&self.medium, &self.gone, &self.other].into_iter().map(Cell::get).fold(0, u64::wrapping_add)
+        [&self.medium, &self.gone, &self.full, &self.corrupt, &self.other]
+            .into_iter()
+            .map(Cell::get)
+            .fold(0, u64::wrapping_add)
     }
 }
 

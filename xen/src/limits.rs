@@ -15,6 +15,8 @@ pub const SEGMENTS_PER_VBD: usize = 512;
 pub const RING_ORDER: u32 = 4;
 /// Pages lent to the backend of one lower disk, for all data in flight to it: 4 MiB.
 pub const PAGES_PER_LOWER: usize = 1024;
+/// Pages beside those, for what lies on a disk about its images: who holds data pages may wait for one of these.
+pub const PAGES_RESERVED_PER_LOWER: usize = 32;
 /// Requests in flight to one lower disk.
 pub const REQUESTS_PER_LOWER: usize = 256;
 /// Copies in one GNTTABOP_copy.

@@ -6,6 +6,7 @@
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::ops::Range;
 
 use crate::domain::{Domain, count};
 use crate::grant::Lent;
@@ -18,8 +19,15 @@ pub struct Pool<X: Xen> {
     domain: Rc<Domain<X>>,
     run: Run,
     lent: Vec<Lent<X>>,
+    free: Shelf,
+    reserved: Shelf,
+}
+
+/// Some of the pages, by number.
+struct Shelf {
     free: RefCell<Vec<usize>>,
     credits: Credits,
+    pages: Range<usize>,
 }
 
 /// Why there is no pool.
@@ -43,42 +51,62 @@ impl From<Refused> for NoPool {
     }
 }
 
-impl<X: Xen> Pool<X> {
-    /// Allocates and lends `pages` pages.
-    pub fn new(domain: &Rc<Domain<X>>, to: DomId, pages: usize) -> Result<Self, NoPool> {
-        let run = Run::new(pages)?;
-        let lent =
-            (0..pages).map(|i| Lent::new(domain, run.page(i), to, Access::ReadWrite)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Pool {
-            domain: domain.clone(),
-            run,
-            lent,
-            free: RefCell::new((0..pages).rev().collect()),
-            credits: Credits::new(pages),
-        })
+impl Shelf {
+    fn new(pages: Range<usize>) -> Self {
+        Shelf { free: RefCell::new(pages.clone().rev().collect()), credits: Credits::new(pages.len()), pages }
     }
 
-    /// How many pages it has in all: nobody may want more at once.
+    async fn take(&self, n: usize, mut each: impl FnMut(usize)) {
+        assert!(n <= self.pages.len());
+        self.credits.take(n).await;
+        let mut free = self.free.borrow_mut();
+        for _ in 0..n {
+            each(free.pop().expect("a credit is a page"));
+        }
+    }
+
+    fn put(&self, page: usize) {
+        self.free.borrow_mut().push(page);
+        self.credits.put(1);
+    }
+}
+
+impl<X: Xen> Pool<X> {
+    /// Allocates and lends `pages` pages, and `reserved` more.
+    pub fn new(domain: &Rc<Domain<X>>, to: DomId, pages: usize, reserved: usize) -> Result<Self, NoPool> {
+        let all = pages.checked_add(reserved).ok_or(NoPool::Memory)?;
+        let run = Run::new(all)?;
+        let lent =
+            (0..all).map(|i| Lent::new(domain, run.page(i), to, Access::ReadWrite)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Pool { domain: domain.clone(), run, lent, free: Shelf::new(0..pages), reserved: Shelf::new(pages..all) })
+    }
+
+    /// How many pages it has without the reserve: nobody may want more at once.
     pub fn pages(&self) -> usize {
-        self.run.pages()
+        self.free.pages.len()
     }
 
     /// Waits until `n` pages are free, then calls `each` with every one of them. What is in them is old.
-    pub async fn take(&self, n: usize, mut each: impl FnMut(PageRef)) {
-        assert!(n <= self.pages());
-        self.credits.take(n).await;
+    pub async fn take(&self, n: usize, each: impl FnMut(PageRef)) {
+        self.take_from(&self.free, n, each).await
+    }
+
+    /// The same from the reserve. Who has some of it must wait for nothing but what they are for; who has pages of
+    /// [`take`](Pool::take) may wait here.
+    pub async fn take_reserved(&self, n: usize, each: impl FnMut(PageRef)) {
+        self.take_from(&self.reserved, n, each).await
+    }
+
+    async fn take_from(&self, shelf: &Shelf, n: usize, mut each: impl FnMut(PageRef)) {
+        shelf.take(n, |page| each(self.run.page(page))).await;
         count(&self.domain.held.pages, n as isize);
-        let mut free = self.free.borrow_mut();
-        for _ in 0..n {
-            each(self.run.page(free.pop().expect("a credit is a page")));
-        }
     }
 
     /// Takes a page back.
     pub fn put(&self, page: PageRef) {
         count(&self.domain.held.pages, -1);
-        self.free.borrow_mut().push(page.index());
-        self.credits.put(1);
+        let shelf = if self.free.pages.contains(&page.index()) { &self.free } else { &self.reserved };
+        shelf.put(page.index());
     }
 
     /// Under which reference the other domain knows this page of the pool.

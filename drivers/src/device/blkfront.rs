@@ -13,19 +13,23 @@ use core::time::Duration;
 
 use embassy_futures::select::{Either, select};
 use protocol::blkif::{INFO_READONLY, keys};
+use protocol::mem::Memory;
 use protocol::number;
 use protocol::xenbus::{Front, FrontDo, FrontSeen, State};
 use protocol::xenstore::Reason;
 use xen::domain::Domain;
-use xen::limits::{PAGES_PER_LOWER, RING_ORDER, SEGMENTS_INDIRECT};
+use xen::limits::{PAGES_PER_LOWER, PAGES_RESERVED_PER_LOWER, RING_ORDER, SEGMENTS_INDIRECT};
+use xen::page::PAGE_BYTES;
 use xen::patience::Patience;
 use xen::pool::{NoPool, Pool};
 use xen::port::{DomId, Xen};
-use xen::store::Store;
+use xen::store;
 use xen::sync::Bell;
 
 use super::link::{Link, Offer};
-use crate::disk::{Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, SECTORS_MAX, within};
+use crate::disk::{
+    Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, SECTORS_MAX, SECTORS_PER_PAGE, Store, within,
+};
 
 /// Refusals in a row after which a backend that may not be seen is none.
 const HIDDEN: u32 = 3;
@@ -47,7 +51,7 @@ pub enum Life {
 /// The disk.
 pub struct Blkfront<X: Xen> {
     domain: Rc<Domain<X>>,
-    store: Store<X>,
+    store: store::Store<X>,
     device: u32,
     /// Our directory, relative to our own home.
     home: String,
@@ -64,9 +68,15 @@ pub struct Blkfront<X: Xen> {
 
 impl<X: Xen> Blkfront<X> {
     /// A disk that is not connected yet; [`run`](Blkfront::run) does that.
-    pub fn new(domain: &Rc<Domain<X>>, store: &Store<X>, device: u32) -> Rc<Self> {
-        let info =
-            Info { sectors: 0, physical_bytes: SECTOR_BYTES as u32, read_only: true, flush: false, discard: None };
+    pub fn new(domain: &Rc<Domain<X>>, store: &store::Store<X>, device: u32) -> Rc<Self> {
+        let info = Info {
+            sectors: 0,
+            physical_bytes: SECTOR_BYTES as u32,
+            read_only: true,
+            flush: false,
+            discard: None,
+            grows: false,
+        };
         Rc::new(Blkfront {
             domain: domain.clone(),
             store: store.clone(),
@@ -233,7 +243,7 @@ impl<X: Xen> Blkfront<X> {
     fn lend(&self, backend: DomId) -> Result<Rc<Pool<X>>, NoPool> {
         let mut pages = PAGES_PER_LOWER;
         loop {
-            match Pool::new(&self.domain, backend, pages) {
+            match Pool::new(&self.domain, backend, pages, PAGES_RESERVED_PER_LOWER) {
                 Err(NoPool::Memory) if pages / 2 >= usize::from(SEGMENTS_INDIRECT) => pages /= 2,
                 pool => return Ok(Rc::new(pool?)),
             }
@@ -265,7 +275,7 @@ impl<X: Xen> Blkfront<X> {
             }
         };
         let refs: Vec<u32> = link.ring_refs().collect();
-        let write = async |store: &Store<X>| {
+        let write = async |store: &store::Store<X>| {
             if let [only] = refs[..] {
                 store.write(&format!("{}/{}", self.home, keys::RING_REF), &number::text(only.into())).await?;
             } else {
@@ -314,6 +324,7 @@ impl<X: Xen> Blkfront<X> {
             read_only: number(keys::INFO, 0).await? & u64::from(INFO_READONLY) != 0,
             flush: number(keys::FEATURE_FLUSH_CACHE, 0).await? != 0,
             discard,
+            grows: false,
         })
     }
 
@@ -396,5 +407,71 @@ impl<X: Xen> Device for Blkfront<X> {
         }
         let link = self.link.borrow().clone();
         link.ok_or(Error::Gone)?.submit(op, sector).await
+    }
+}
+
+/// Pages of the reserve that one request of metadata uses at most.
+const PAGES_AT_ONCE: usize = PAGES_RESERVED_PER_LOWER / 4;
+
+impl<X: Xen> Blkfront<X> {
+    /// Pages of the reserve for that many sectors.
+    async fn reserve(&self, sectors: usize) -> Vec<Piece> {
+        let (mut pieces, mut left) = (Vec::new(), sectors);
+        let page = usize::from(SECTORS_PER_PAGE);
+        let each = |page_ref| {
+            let here = left.min(page);
+            left -= here;
+            pieces.push(Piece { page: page_ref, first: 0, sectors: here as u8 });
+        };
+        self.pool().take_reserved(sectors.div_ceil(page), each).await;
+        pieces
+    }
+}
+
+impl<X: Xen> Store for Blkfront<X> {
+    async fn load(&self, mut sector: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        for part in bytes.chunks_mut(PAGES_AT_ONCE * PAGE_BYTES) {
+            let mut pieces = self.reserve(part.len() / SECTOR_BYTES).await;
+            let result = self.submit(Op::Read(&pieces), sector).await;
+            if result.is_ok() {
+                pieces.iter().zip(part.chunks_mut(PAGE_BYTES)).for_each(|(piece, bytes)| piece.page.read(0, bytes));
+            }
+            self.give(&mut pieces);
+            result?;
+            sector += (part.len() / SECTOR_BYTES) as u64;
+        }
+        Ok(())
+    }
+
+    async fn save(&self, mut sector: u64, bytes: &[u8]) -> Result<(), Error> {
+        for part in bytes.chunks(PAGES_AT_ONCE * PAGE_BYTES) {
+            let mut pieces = self.reserve(part.len() / SECTOR_BYTES).await;
+            pieces.iter().zip(part.chunks(PAGE_BYTES)).for_each(|(piece, bytes)| piece.page.write(0, bytes));
+            let result = self.submit(Op::Write(&pieces), sector).await;
+            self.give(&mut pieces);
+            result?;
+            sector += (part.len() / SECTOR_BYTES) as u64;
+        }
+        Ok(())
+    }
+
+    async fn zero(&self, mut sector: u64, mut sectors: u64) -> Result<(), Error> {
+        within(sector, sectors, self.info.get().sectors)?;
+        let mut page = self.reserve(usize::from(SECTORS_PER_PAGE)).await;
+        page[0].page.zero(0, PAGE_BYTES);
+        let mut result = Ok(());
+        // One page of zeroes is as good as many.
+        while sectors > 0 && result.is_ok() {
+            let (mut pieces, begin) = (Vec::new(), sectors);
+            while sectors > 0 && pieces.len() < usize::from(SEGMENTS_INDIRECT) {
+                let here = sectors.min(u64::from(SECTORS_PER_PAGE));
+                pieces.push(Piece { sectors: here as u8, ..page[0].clone() });
+                sectors -= here;
+            }
+            result = self.submit(Op::Write(&pieces), sector).await;
+            sector += begin - sectors;
+        }
+        self.give(&mut page);
+        result
     }
 }

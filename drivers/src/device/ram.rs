@@ -51,6 +51,7 @@ impl Device for Ram {
             // learnt otherwise.
             flush: true,
             discard: Some(Discard { granularity_bytes: PAGE_BYTES as u32, alignment_bytes: 0 }),
+            grows: false,
         }
     }
 

@@ -5,11 +5,9 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use drivers::disk::{Device, Error, Info, Op, Piece, SECTOR_BYTES};
+use drivers::disk::{Device, Error, Info, Op, Piece, SECTOR_BYTES, Store};
 use drivers::partition::{self, Extent};
 use drivers::target::Lower;
-use protocol::mem::Memory;
-use xen::page::PageRef;
 
 use crate::random::Random;
 
@@ -196,28 +194,37 @@ impl Hostile {
 
 impl Device for Hostile {
     fn info(&self) -> Info {
-        Info { sectors: self.sectors, physical_bytes: 512, read_only: true, flush: false, discard: None }
+        Info { sectors: self.sectors, physical_bytes: 512, read_only: true, flush: false, discard: None, grows: false }
     }
 
-    async fn take(&self, _: u64, shape: impl ExactSizeIterator<Item = (u8, u8)>, into: &mut Vec<Piece>) {
-        let page = || PageRef::alone().expect("memory for a test");
-        into.extend(shape.map(|(first, sectors)| Piece { page: page(), first, sectors }));
+    async fn take(&self, _: u64, _: impl ExactSizeIterator<Item = (u8, u8)>, _: &mut Vec<Piece>) {
+        panic!("a table is read in bytes")
     }
 
-    fn give(&self, pieces: &mut Vec<Piece>) {
-        pieces.clear();
-    }
+    fn give(&self, _: &mut Vec<Piece>) {}
 
-    async fn submit(&self, op: Op<'_>, sector: u64) -> Result<(), Error> {
-        let Op::Read(pieces) = op else { panic!("a table is read") };
-        assert_eq!(op.sectors(), 1);
+    async fn submit(&self, _: Op<'_>, _: u64) -> Result<(), Error> {
+        panic!("a table is read in bytes")
+    }
+}
+
+impl Store for Hostile {
+    async fn load(&self, sector: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        assert_eq!(bytes.len(), SECTOR_BYTES);
         drivers::disk::within(sector, 1, self.sectors)?;
         let read = self.reads.replace(self.reads.get() + 1);
         if read >= self.failing {
             return Err(Error::Medium);
         }
-        let bytes = self.written.get(&sector).unwrap_or(&[0; SECTOR_BYTES]);
-        pieces[0].page.write(usize::from(pieces[0].first) * SECTOR_BYTES, bytes);
+        bytes.copy_from_slice(self.written.get(&sector).unwrap_or(&[0; SECTOR_BYTES]));
         Ok(())
+    }
+
+    async fn save(&self, _: u64, _: &[u8]) -> Result<(), Error> {
+        panic!("a table is read")
+    }
+
+    async fn zero(&self, _: u64, _: u64) -> Result<(), Error> {
+        panic!("a table is read")
     }
 }
