@@ -11,6 +11,7 @@
 //! - [`xenstore`]: the store's wire format and its ring page
 //! - [`vchan`]: byte streams between two domains
 //! - [`gpt`]: GUID partition tables
+//! - [`vhd`]: VHD images
 //! - [`number`]: decimal numbers of store nodes
 //! - [`tapdisk`]: the toolstack's messages in both dialects, and a stream's bytes to whole requests
 //! - [`session`]: which of these messages is legal in which state of a VBD
@@ -30,5 +31,6 @@ pub mod ring;
 pub mod session;
 pub mod tapdisk;
 pub mod vchan;
+pub mod vhd;
 pub mod xenbus;
 pub mod xenstore;
