@@ -11,6 +11,7 @@ use crate::hostile::rows;
 /// Every row: a group, and its rows. The groups of hostile frontends follow the list in docs/hostile.md.
 pub const ROWS: &[(&str, &[&str])] = &[
     ("faults", crate::fault::ROWS),
+    ("what is so", crate::fault::SAID),
     ("full rings", RINGS),
     ("lies of a lower backend", crate::lie::Lie::MARKS),
     ("handshakes", HANDSHAKES),

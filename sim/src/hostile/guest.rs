@@ -249,6 +249,20 @@ impl Hostile {
         &self.phase
     }
 
+    /// Where it is, with what it has still to do, for the text of a failure.
+    pub fn tell(&self) -> String {
+        let (guest, left, next) = (self.guest.0, self.left, self.next_at);
+        let wild = self.link.as_ref().is_some_and(|link| link.wild);
+        let oldest =
+            self.link.as_ref().and_then(|link| link.book.oldest().map(|(id, since)| (link.book.tell(id), since)));
+        let flying = self.in_flight();
+        format!(
+            "{guest} in {:?} at {:?}, {left} deeds left, the next at {next:?}; {flying} in flight, wild: {wild}; {oldest:?}",
+            self.phase,
+            self.now()
+        )
+    }
+
     /// Whether it is served.
     pub fn is_connected(&self) -> bool {
         self.phase == Phase::Connected
@@ -682,7 +696,9 @@ impl Actor for Hostile {
             }
             _ => None,
         };
-        let acts = self.left > 0 || matches!(self.phase, Phase::Saying(_) | Phase::Lingering(_));
+        // Also after its last deed: it pauses once more, and leaves then. Nothing else may stir in the world by then.
+        let ends = self.options.deeds > 0 && matches!(self.phase, Phase::Fresh | Phase::Connected);
+        let acts = self.left > 0 || ends || matches!(self.phase, Phase::Saying(_) | Phase::Lingering(_));
         let next = acts.then_some(self.next_at);
         wait.into_iter().chain(next).filter(|at| *at > self.now()).min()
     }
@@ -691,5 +707,30 @@ impl Actor for Hostile {
 impl Hostile {
     fn due(&self, since: Instant) -> Instant {
         (since + PATIENCE).max(self.grace.get() + PATIENCE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where nothing else stirs any more it once slept for ever after its last deed.
+    #[test]
+    fn a_guest_wakes_by_itself_after_its_last_deed() {
+        let mut random = Random::new(1);
+        let world = World::new(random.fork());
+        let store = Store::new(&world, random.fork());
+        let (guest, backend) = (DomId(5), DomId(1));
+        world.create(guest);
+        world.create(backend);
+        let mut hostile = Hostile::new(&store, &world, random, guest, 51712, backend);
+        let soon = world.now() + Duration::from_millis(20);
+        for phase in [Phase::Fresh, Phase::Connected] {
+            (hostile.phase, hostile.options.deeds, hostile.left, hostile.next_at) = (phase, 1, 0, soon);
+            assert_eq!(hostile.timer(), Some(soon));
+        }
+        // Of one that a test leads nothing is due.
+        hostile.options.deeds = 0;
+        assert_eq!(hostile.timer(), None);
     }
 }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use xen::port::DomId;
 
-use crate::fault::Fault;
+use crate::fault::{Fault, SAID};
+use crate::marks;
 use crate::random::Random;
 use crate::store::tree::{self, Errno, Node, Permission, Tree, Want};
 use crate::world::{DOM0, World};
@@ -188,7 +189,10 @@ impl Daemon {
                 }
                 Err(verdict.word().to_string())
             }
-            None => self.request(peer, kind, transaction, payload).map_err(|errno| format!("{errno:?}")),
+            None => self.request(peer, kind, transaction, payload).map_err(|errno| {
+                SAID.iter().filter(|row| row.ends_with(&format!(": {errno:?}"))).for_each(|row| marks::hit(row));
+                format!("{errno:?}")
+            }),
         };
         let (kind, payload) = match answer {
             Ok(payload) => (kind, payload),

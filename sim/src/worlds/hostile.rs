@@ -182,7 +182,7 @@ impl Scene {
         } else {
             let bad: Vec<_> = self.bad.iter().map(|bad| bad.hostile.clone()).collect();
             let over = self.stage.run.until(LONG, |_| bad.iter().all(|bad| bad.borrow().is_over()));
-            assert!(over, "{:?}\n{}", bad[0].borrow().phase(), self.stage.run.scene());
+            assert!(over, "{}\n{}", tell(&bad), self.stage.run.scene());
         }
         self.honest_are_served();
         self.look_for_secrets();
@@ -298,6 +298,11 @@ impl Scene {
         report.add(&Report::of(&self.stage.run));
         report
     }
+}
+
+/// Where hostile guests are, for the text of a failure.
+fn tell(bad: &[Rc<RefCell<Hostile>>]) -> String {
+    bad.iter().map(|bad| bad.borrow().tell()).collect::<Vec<_>>().join("; ")
 }
 
 /// Partitions on the disk below; what is not the first's is marked as nobody's.
