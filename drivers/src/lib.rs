@@ -5,6 +5,7 @@
 //! - [`target`]: the names of disks, and the errors of opening one
 //! - [`stack`]: a name becomes an opened disk; the only place that knows which devices there are
 //! - [`partition`]: GPT partitions as runs of sectors
+//! - [`format`]: images: where on a store the sectors of a disk are
 //! - [`device`]: a disk in our memory; a lower disk behind a ring of our own
 #![no_std]
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@ extern crate alloc;
 
 pub mod device;
 pub mod disk;
+pub mod format;
 pub mod partition;
 pub mod stack;
 pub mod target;

@@ -17,6 +17,7 @@
 //! - [`control`]: a client of tapdisk's messages
 //! - [`vchan`]: libxenvchan's client, read a second time too
 //! - [`conformance`]: what every disk must do
+//! - [`image`]: images without a world around them; [`vhd`]: VHD read a second time
 //! - [`crash`]: power cuts at every write and flush; [`ledger`]: what a guest may count on after one
 //! - [`journal`]: what the product logged, for the text of a failure
 //! - [`run`]: the scheduler that plays them against each other; [`schedule`]: peers within the product's turns
@@ -40,6 +41,7 @@ pub mod gpt;
 pub mod grant;
 pub mod handle;
 pub mod hostile;
+pub mod image;
 pub mod journal;
 pub mod ledger;
 pub mod lie;
@@ -52,5 +54,6 @@ pub mod stage;
 pub mod store;
 pub mod toolstack;
 pub mod vchan;
+pub mod vhd;
 pub mod world;
 pub mod worlds;

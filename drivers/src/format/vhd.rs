@@ -1,0 +1,384 @@
+//! VHD: fixed, dynamic and differencing images, and chains of them to any depth.
+//!
+//! The format's own parts, bytes in and verdicts out, are in [`protocol::vhd`]. Here is what it takes to serve one: the map
+//! over all layers, the blocks that are changing, and the order in which changes reach the store (see [`leaf`]).
+//!
+//! # Layout
+//! - [`open`]: a store becomes a chain of layers; [`make`]: an empty image
+//! - [`layer`]: one image of the chain, and where its tables are
+//! - [`map`]: which layer holds a sector, whatever the depth
+//! - [`leaf`]: blocks that are changing; [`settle`]: how that becomes durable; [`slots`]: room for new ones
+//! - [`chain`]: looking through all layers; [`cache`]: metadata that was read lately
+
+mod cache;
+mod chain;
+mod layer;
+mod leaf;
+pub mod make;
+mod map;
+pub mod open;
+mod settle;
+mod slots;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+
+use protocol::vhd::{Footer, bits};
+use xen::sync::{Bell, Credits};
+
+use crate::disk::{Discard, Error, Info, Op, SECTOR_BYTES, Store, within};
+use crate::format::{Extent, Format, Place};
+use cache::Cache;
+use layer::{Kind, Layer, Table};
+use leaf::{Leaf, Open, Visit, Visits};
+use map::Map;
+
+/// A chain of images as one disk.
+pub struct Vhd<S> {
+    /// The one that is written first, the others below it.
+    layers: Vec<Layer<S>>,
+    read_only: bool,
+    map: RefCell<Map>,
+    cache: RefCell<Cache>,
+    /// What is changing; none if nothing can, because the leaf has no blocks or is not written.
+    leaf: Option<RefCell<Leaf>>,
+    /// The leaf's footer.
+    footer: Footer,
+    /// Counts of changes to blocks, by the last bits of their number: what was learnt meanwhile is not what is.
+    changes: [Cell<u32>; 64],
+    /// Metadata of the leaf that were written: what was read meanwhile may be older.
+    saves: Cell<u64>,
+    visits: Visits,
+    /// One makes changes durable at a time.
+    turn: Credits,
+    settles: Cell<u64>,
+    settled: Cell<u64>,
+    /// Rings when a write to a new block ended, or the block may be written again.
+    bell: Bell,
+    /// The image says what cannot be. It is not written any more.
+    damaged: Cell<bool>,
+}
+
+/// A write that sets bits of a block once it is done.
+pub struct Ticket {
+    block: u32,
+    from: u32,
+    to: u32,
+    /// Where its sectors are.
+    at: u32,
+}
+
+impl<S: Store> Vhd<S> {
+    /// The first layer's table; none if it has none.
+    fn table(&self) -> Option<&Table> {
+        match &self.layers[0].kind {
+            Kind::Flat => None,
+            Kind::Dynamic(table) => Some(table),
+        }
+    }
+
+    fn change(&self, block: u32) -> &Cell<u32> {
+        &self.changes[block as usize % self.changes.len()]
+    }
+
+    fn changed(&self, block: u32) {
+        let change = self.change(block);
+        change.set(change.get().wrapping_add(1));
+    }
+
+    fn is_writable(&self) -> Result<(), Error> {
+        match () {
+            () if self.read_only => Err(Error::ReadOnly),
+            () if self.damaged.get() => Err(Error::Corrupt("the image, earlier; it is not written any more")),
+            () => Ok(()),
+        }
+    }
+
+    /// Notes that the image is damaged, if that is what an error says.
+    fn note<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(Error::Corrupt(what)) = &result
+            && !self.damaged.replace(true)
+        {
+            log::error!("a VHD is damaged ({what}); it is not written any more");
+        }
+        result
+    }
+
+    /// Bytes on the heap, about.
+    pub fn memory_bytes(&self) -> usize {
+        let leaf = self.leaf.as_ref().map_or(0, |leaf| {
+            let leaf = leaf.borrow();
+            let bits = leaf.open.values().map(|open| open.bits.len() + 2 * size_of::<Open>()).sum::<usize>();
+            leaf.slots.bytes() + bits + leaf.freed.len() * 16
+        });
+        self.layers.len() * size_of::<Layer<S>>() + self.map.borrow().bytes() + self.cache.borrow().bytes() + leaf
+    }
+
+    /// How many images deep it is.
+    pub fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The leaf's footer as it was opened.
+    pub fn footer(&self) -> &Footer {
+        &self.footer
+    }
+
+    /// Splits a range at the ends of blocks: block, first and end within it.
+    fn blocks(&self, sector: u64, count: u64) -> impl Iterator<Item = (u32, u32, u32)> + use<S> {
+        let shift = self.map.borrow().sectors().trailing_zeros();
+        let (mut at, end) = (sector, sector + count);
+        core::iter::from_fn(move || {
+            (at < end).then(|| {
+                let block = at >> shift;
+                let base = block << shift;
+                let to = end.min(base + (1 << shift));
+                let part = (block as u32, (at - base) as u32, (to - base) as u32);
+                at = to;
+                part
+            })
+        })
+    }
+
+    /// Opens a block of the leaf: its bitmap comes to memory. If the leaf has no such block, it gets one, or, without
+    /// `allocate`, it does not; false then.
+    async fn open_block(&self, table: &Table, leaf: &RefCell<Leaf>, block: u32, allocate: bool) -> Result<bool, Error> {
+        let mut rounds = 0;
+        loop {
+            let closed = leaf.borrow().open.get(&block).map(|open| open.closed);
+            match closed {
+                Some(false) => return Ok(true),
+                Some(true) => {
+                    self.bell.listen().wait().await;
+                    continue;
+                }
+                None => {}
+            }
+            leaf.borrow_mut().tidy();
+            if leaf.borrow().open.len() >= leaf::OPEN_MAX {
+                self.settle().await?;
+                // Those that are written to remain, at most one for each request in flight.
+                leaf.borrow_mut().tidy();
+            }
+            let change = self.change(block).get();
+            let at = self.entry(0, table, block).await?;
+            let bits = match at {
+                Some(at) => self.bits(table, at).await?,
+                None => alloc::vec![0; table.bitmap as usize * SECTOR_BYTES].into_boxed_slice(),
+            };
+            if self.change(block).get() != change || leaf.borrow().open.contains_key(&block) {
+                continue;
+            }
+            let new = at.is_none();
+            if new && !allocate {
+                return Ok(false);
+            }
+            let room = at.or_else(|| self.allocate(&mut leaf.borrow_mut()));
+            let Some(at) = room else {
+                if rounds == 3 {
+                    return Err(Error::NoSpace);
+                }
+                // Room that was freed becomes usable in two steps.
+                rounds += 1;
+                self.settle().await?;
+                continue;
+            };
+            let (store, alone) = (self.layers[0].store.info(), self.layers.len() == 1);
+            // Behind the end of a store that grows there are zeroes, and a block without a layer below has no need of its
+            // bitmap then.
+            let zeroes = new && alone && store.grows && u64::from(at) >= store.sectors;
+            let clean = !new || !alone || zeroes;
+            let mut open = Open { at, bits, new, named: !new, dirty: zeroes, clean, writing: 0, closed: false };
+            if zeroes {
+                bits::set_range(&mut open.bits, 0, table.sectors());
+                self.map.borrow_mut().forget(block);
+            }
+            leaf.borrow_mut().open.insert(block, open);
+            if zeroes {
+                self.changed(block);
+            }
+            return Ok(true);
+        }
+    }
+
+    /// Room for a block.
+    fn allocate(&self, leaf: &mut Leaf) -> Option<u32> {
+        let store = &self.layers[0].store.info();
+        // A store may have grown since.
+        leaf.slots.set_end(layer::blocks_end(store));
+        u32::try_from(leaf.slots.allocate()?).ok()
+    }
+
+    /// A whole bitmap from the store.
+    async fn bits(&self, table: &Table, at: u32) -> Result<Box<[u8]>, Error> {
+        let mut bits = alloc::vec![0; table.bitmap as usize * SECTOR_BYTES].into_boxed_slice();
+        for (i, sector) in bits.chunks_mut(SECTOR_BYTES).enumerate() {
+            sector.copy_from_slice(&self.metadata(0, u64::from(at) + i as u64).await?);
+        }
+        Ok(bits)
+    }
+}
+
+impl<S: Store> Format for Vhd<S> {
+    type Store = S;
+    type Ticket = Ticket;
+    type Visit<'a>
+        = Visit<'a>
+    where
+        S: 'a;
+
+    fn info(&self) -> Info {
+        let (leaf, store) = (&self.layers[0], self.layers[0].store.info());
+        Info {
+            sectors: leaf.sectors,
+            physical_bytes: store.physical_bytes.max(4096),
+            read_only: self.read_only || store.read_only,
+            // Where sectors are is told to the store only then.
+            flush: store.flush || self.leaf.is_some(),
+            discard: match leaf.kind {
+                Kind::Flat => store.discard,
+                Kind::Dynamic(_) => Some(Discard { granularity_bytes: 4096, alignment_bytes: 0 }),
+            },
+            grows: false,
+        }
+    }
+
+    fn store(&self, layer: u16) -> &S {
+        &self.layers[usize::from(layer)].store
+    }
+
+    fn enter(&self) -> Visit<'_> {
+        self.visits.enter()
+    }
+
+    fn find(&self, sector: u64, count: u64) -> Option<(Extent, u64)> {
+        match self.layers[0].kind {
+            Kind::Flat => Some((Extent::At { layer: 0, sector }, count)),
+            Kind::Dynamic(_) => self.map.borrow().find(sector, count),
+        }
+    }
+
+    async fn learn(&self, sector: u64) -> Result<(), Error> {
+        let stretch = self.blocks(sector, 1).next().map_or(0, |(block, ..)| block);
+        let result = self.learn_stretch(stretch).await;
+        self.note(result)
+    }
+
+    fn place(&self, sector: u64, count: u64) -> Option<(Place<Ticket>, u64)> {
+        if let Some((Extent::At { layer: 0, sector: at }, found)) = self.find(sector, count)
+            && (found == count || self.leaf.is_none())
+            && self.is_writable().is_ok()
+        {
+            return Some((Place { sector: at, ticket: None }, found));
+        }
+        let (table, leaf) = (self.table()?, self.leaf.as_ref()?);
+        self.is_writable().ok()?;
+        let (block, from, to) = self.blocks(sector, count).next()?;
+        let mut leaf = leaf.borrow_mut();
+        let open = leaf.open.get_mut(&block).filter(|open| !open.closed)?;
+        let at = open.at + table.bitmap + from;
+        let ticket = match bits::run(&open.bits, from, to) {
+            (true, all) if all == to - from => None,
+            _ => {
+                open.writing += 1;
+                Some(Ticket { block, from, to, at })
+            }
+        };
+        Some((Place { sector: u64::from(at), ticket }, u64::from(to - from)))
+    }
+
+    async fn prepare(&self, sector: u64) -> Result<(), Error> {
+        self.is_writable()?;
+        let (Some(table), Some(leaf)) = (self.table(), &self.leaf) else { return Err(Error::ReadOnly) };
+        let block = (sector >> table.shift) as u32;
+        let result = self.open_block(table, leaf, block, true).await;
+        self.note(result).map(drop)
+    }
+
+    fn commit(&self, ticket: Ticket, well: bool) {
+        let Ticket { block, from, to, at } = ticket;
+        let Some(leaf) = &self.leaf else { return };
+        let mut leaf = leaf.borrow_mut();
+        // It is there: nothing takes away what is written to.
+        let Some(open) = leaf.open.get_mut(&block) else { return };
+        open.writing -= 1;
+        let last = open.writing == 0 && open.closed;
+        if well {
+            bits::set_range(&mut open.bits, from, to);
+            open.dirty = true;
+            self.changed(block);
+            self.map.borrow_mut().patch(block, from, to, map::Place::At(0, at));
+        }
+        if last {
+            self.bell.ring();
+        }
+    }
+
+    async fn forget(&self, sector: u64, count: u64) -> Result<(), Error> {
+        let (Some(table), Some(leaf)) = (self.table(), &self.leaf) else {
+            return self.layers[0].store.submit(Op::Discard { sectors: count }, sector).await;
+        };
+        self.is_writable()?;
+        within(sector, count, self.layers[0].sectors)?;
+        for (block, from, to) in self.blocks(sector, count) {
+            let result = self.forget_in(table, leaf, block, from, to).await;
+            self.note(result)?;
+        }
+        Ok(())
+    }
+
+    async fn settle(&self) -> Result<(), Error> {
+        let Some(leaf) = &self.leaf else { return self.layers[0].store.submit(Op::Flush, 0).await };
+        // One that begins after us makes ours durable too.
+        let after = self.settles.get();
+        self.turn.take(1).await;
+        let result = if self.settled.get() > after {
+            Ok(())
+        } else {
+            let this = self.settles.get() + 1;
+            self.settles.set(this);
+            let result = self.settle_now(leaf).await;
+            if result.is_ok() {
+                self.settled.set(this);
+            }
+            result
+        };
+        self.turn.put(1);
+        result
+    }
+}
+
+impl<S: Store> Vhd<S> {
+    /// Clears the bits of sectors below which there is nothing: those would be read instead.
+    async fn forget_in(
+        &self,
+        table: &Table,
+        leaf: &RefCell<Leaf>,
+        block: u32,
+        from: u32,
+        to: u32,
+    ) -> Result<(), Error> {
+        let below = self.resolve(block, 1).await?;
+        // In an iteration a block that was opened may have been closed again.
+        loop {
+            if !self.open_block(table, leaf, block, false).await? {
+                return Ok(());
+            }
+            let mut state = leaf.borrow_mut();
+            let Some(open) = state.open.get_mut(&block).filter(|open| !open.closed) else { continue };
+            for (i, run) in below.iter().enumerate() {
+                let end = below.get(i + 1).map_or(table.sectors(), |next| next.first);
+                let (first, end) = (run.first.max(from), end.min(to));
+                if run.place == map::Place::Zero && first < end {
+                    bits::clear_range(&mut open.bits, first, end);
+                    open.dirty = true;
+                    self.map.borrow_mut().patch(block, first, end, map::Place::Zero);
+                }
+            }
+            drop(state);
+            self.changed(block);
+            return Ok(());
+        }
+    }
+}

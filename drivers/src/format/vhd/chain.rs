@@ -1,0 +1,178 @@
+//! Looking through the layers of a chain.
+
+use alloc::vec::Vec;
+
+use protocol::vhd::{UNUSED, bits};
+
+use super::Vhd;
+use super::cache::Sector;
+use super::layer::{Kind, Table};
+use super::map::{Place, Run};
+use crate::disk::{Error, SECTOR_BYTES, Store};
+
+/// Entries of a table in a sector.
+const ENTRIES: u32 = (SECTOR_BYTES / 4) as u32;
+/// Blocks whose bits a sector has.
+const BITS: u32 = (SECTOR_BYTES * 8) as u32;
+
+/// Sectors of a stretch that no layer was found to hold yet, in order.
+#[derive(Default)]
+struct Rest(Vec<(u32, u32)>);
+
+impl Rest {
+    fn push(&mut self, from: u32, to: u32) {
+        match self.0.last_mut() {
+            Some(last) if last.1 == from => last.1 = to,
+            _ if from < to => self.0.push((from, to)),
+            _ => {}
+        }
+    }
+}
+
+impl<S: Store> Vhd<S> {
+    /// A sector of a layer's metadata.
+    pub(super) async fn metadata(&self, layer: u16, sector: u64) -> Result<Sector, Error> {
+        loop {
+            if let Some(bytes) = self.cache.borrow_mut().get(layer, sector) {
+                return Ok(*bytes);
+            }
+            let (saves, mut bytes) = (self.saves.get(), [0; SECTOR_BYTES]);
+            self.layers[usize::from(layer)].store.load(sector, &mut bytes).await?;
+            // Only the leaf's are written; what was read while they were may be old.
+            if layer != 0 || self.saves.get() == saves {
+                self.cache.borrow_mut().put(layer, sector, &bytes);
+                return Ok(bytes);
+            }
+        }
+    }
+
+    /// Where a layer's block begins, with its bitmap; none if it has no such block.
+    pub(super) async fn entry(&self, layer: u16, table: &Table, block: u32) -> Result<Option<u32>, Error> {
+        if layer == 0
+            && let Some(leaf) = &self.leaf
+        {
+            let leaf = leaf.borrow();
+            if let Some(open) = leaf.open.get(&block) {
+                return Ok(Some(open.at));
+            }
+            if leaf.freed.contains_key(&block) {
+                return Ok(None);
+            }
+        }
+        if block >= table.entries {
+            return Err(Error::Corrupt("the table has fewer blocks than the disk"));
+        }
+        let sector = self.metadata(layer, table.sector + u64::from(block / ENTRIES)).await?;
+        let word = (block % ENTRIES) as usize * 4;
+        let at = u32::from_be_bytes([sector[word], sector[word + 1], sector[word + 2], sector[word + 3]]);
+        if at == UNUSED {
+            return Ok(None);
+        }
+        let image = &self.layers[usize::from(layer)];
+        let store = image.store.info();
+        // The disk's last block need not be whole.
+        let used = (image.sectors - (u64::from(block) << table.shift).min(image.sectors)).min(table.sectors().into());
+        let end = u64::from(at) + u64::from(table.bitmap) + used;
+        match table.is_free(at.into(), end) && (store.grows || end <= store.sectors) {
+            true => Ok(Some(at)),
+            false => Err(Error::Corrupt("a block of the table is not where blocks may be")),
+        }
+    }
+
+    /// Puts what one layer holds of `from..to` of a stretch to the runs, and what it does not to the rest.
+    async fn look(
+        &self,
+        layer: u16,
+        stretch: u64,
+        (from, to): (u32, u32),
+        runs: &mut Vec<Run>,
+        rest: &mut Rest,
+    ) -> Result<(), Error> {
+        let image = &self.layers[usize::from(layer)];
+        let end = image.sectors.saturating_sub(stretch).min(to.into()) as u32;
+        let mut at = from;
+        while at < end {
+            let sector = stretch + u64::from(at);
+            let table = match &image.kind {
+                Kind::Flat => {
+                    // Sizes of disks are below 2 TiB wherever there is a map.
+                    runs.push(Run { first: at, place: Place::At(layer, sector as u32) });
+                    at = end;
+                    break;
+                }
+                Kind::Dynamic(table) => table,
+            };
+            let (block, inside) = ((sector >> table.shift) as u32, sector as u32 & (table.sectors() - 1));
+            // As far as one sector of the bitmap goes.
+            let here = (end - at).min(table.sectors() - inside).min(BITS - inside % BITS);
+            match self.entry(layer, table, block).await? {
+                None => rest.push(at, at + here),
+                Some(block_at) => {
+                    let open = match &self.leaf {
+                        Some(leaf) if layer == 0 => leaf.borrow().open.get(&block).map(|open| {
+                            let part = (inside / BITS) as usize * SECTOR_BYTES;
+                            let mut map = [0; SECTOR_BYTES];
+                            map.copy_from_slice(&open.bits[part..part + SECTOR_BYTES]);
+                            map
+                        }),
+                        _ => None,
+                    };
+                    let map = match open {
+                        Some(map) => map,
+                        None => self.metadata(layer, u64::from(block_at) + u64::from(inside / BITS)).await?,
+                    };
+                    let data = block_at + table.bitmap;
+                    let (mut bit, last) = (inside % BITS, inside % BITS + here);
+                    while bit < last {
+                        let (set, n) = bits::run(&map, bit, last);
+                        let first = at + (bit - inside % BITS);
+                        match set {
+                            true => {
+                                let place = Place::At(layer, data + inside + (first - at));
+                                runs.push(Run { first, place });
+                            }
+                            false => rest.push(first, first + n),
+                        }
+                        bit += n;
+                    }
+                }
+            }
+            at += here;
+        }
+        rest.push(at, to);
+        Ok(())
+    }
+
+    /// Where the sectors of a stretch are in the layers from `top` down.
+    pub(super) async fn resolve(&self, stretch: u32, top: u16) -> Result<Vec<Run>, Error> {
+        let sectors = self.map.borrow().sectors();
+        let begin = u64::from(stretch) * u64::from(sectors);
+        let (mut runs, mut rest) = (Vec::new(), Rest(alloc::vec![(0, sectors)]));
+        for layer in top..self.layers.len() as u16 {
+            let mut left = Rest::default();
+            for part in rest.0.drain(..) {
+                self.look(layer, begin, part, &mut runs, &mut left).await?;
+            }
+            rest = left;
+            if rest.0.is_empty() {
+                break;
+            }
+        }
+        runs.extend(rest.0.iter().map(|(first, _)| Run { first: *first, place: Place::Zero }));
+        runs.sort_unstable_by_key(|run| run.first);
+        runs.dedup_by(|next, last| last.place.skip(next.first - last.first) == next.place);
+        Ok(runs)
+    }
+
+    /// Reads and notes where the sectors of a stretch are.
+    pub(super) async fn learn_stretch(&self, stretch: u32) -> Result<(), Error> {
+        loop {
+            let change = self.change(stretch).get();
+            let runs = self.resolve(stretch, 0).await?;
+            if self.change(stretch).get() == change {
+                self.map.borrow_mut().learn(stretch, &runs);
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The image that is written: blocks whose map is changing, and how the changes become durable.
+//!
+//! A write moves its data at once; what the image says of it changes in memory, and on the store when the disk is flushed:
+//!
+//! 1. the bitmaps of blocks that are new, and with them all data written so far, then a flush of the store;
+//! 2. the bitmaps of blocks that the table has already, and the table, then a flush of the store.
+//!
+//! So the table never names a block before what it holds is durable, a bit is never set before its sector is, and a power
+//! cut leaves every sector that was not flushed as it was before or as it was to become. Any number of blocks take part in
+//! one such step. Room that is freed is used again only after the table that does not name it is durable and nobody is
+//! reading there any more.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::cell::Cell;
+
+use super::slots::Slots;
+
+/// Blocks that are changing at most; beyond, a write makes them durable first.
+pub const OPEN_MAX: usize = 256;
+
+/// A block whose bitmap is in memory.
+pub struct Open {
+    /// The first sector of its bitmap.
+    pub at: u32,
+    /// Its bitmap.
+    pub bits: Box<[u8]>,
+    /// The table does not name it yet.
+    pub new: bool,
+    /// The table on the store may name it.
+    pub named: bool,
+    /// Its bitmap is not on the store as it is here.
+    pub dirty: bool,
+    /// Sectors without a bit hold nothing of anybody else's, or nobody looks at them.
+    pub clean: bool,
+    /// Writes under way to sectors without a bit.
+    pub writing: u32,
+    /// No such write may begin: its other sectors are being filled with zeroes.
+    pub closed: bool,
+}
+
+impl Open {
+    /// Whether it holds nothing and nothing is on its way.
+    pub fn is_empty(&self) -> bool {
+        self.writing == 0 && !self.closed && self.bits.iter().all(|byte| *byte == 0)
+    }
+
+    /// Whether all that it says is on the store.
+    pub fn is_settled(&self) -> bool {
+        !self.dirty && !self.new && !self.closed && self.writing == 0
+    }
+}
+
+/// What is known and not durable.
+pub struct Leaf {
+    /// Where blocks may lie.
+    pub slots: Slots,
+    /// Blocks by number.
+    pub open: BTreeMap<u32, Open>,
+    /// Blocks that the table on the store names and should not: number and first sector.
+    pub freed: BTreeMap<u32, u32>,
+    /// Room that nothing names any more, freed before and since the last change of visitors.
+    pub limbo: [Vec<u32>; 2],
+    /// Where the footer has to be and is.
+    pub footer_at: Option<u64>,
+}
+
+impl Leaf {
+    /// Forgets blocks of which all is on the store, if there are too many.
+    pub fn tidy(&mut self) {
+        if self.open.len() >= OPEN_MAX {
+            self.open.retain(|_, open| !open.is_settled());
+        }
+    }
+
+    /// Takes away the blocks that hold nothing.
+    pub fn drop_empty(&mut self) {
+        let Leaf { open, freed, limbo, .. } = self;
+        open.retain(|block, open| {
+            let gone = (open.new || open.dirty) && open.is_empty();
+            match gone {
+                true if open.named => drop(freed.insert(*block, open.at)),
+                true => limbo[1].push(open.at),
+                false => {}
+            }
+            !gone
+        });
+    }
+}
+
+/// Who uses extents now, so that room is not used anew under them. Two counts: those who came since the last change, and
+/// those before. Once the latter are gone the two change.
+#[derive(Default)]
+pub struct Visits {
+    counts: [Cell<usize>; 2],
+    now: Cell<usize>,
+}
+
+/// One of them.
+pub struct Visit<'a>(&'a Cell<usize>);
+
+impl Visits {
+    /// One more.
+    pub fn enter(&self) -> Visit<'_> {
+        let count = &self.counts[self.now.get()];
+        count.set(count.get() + 1);
+        Visit(count)
+    }
+
+    /// Whether all who came before the last change are gone; then it changes.
+    pub fn change(&self) -> bool {
+        let other = 1 - self.now.get();
+        let gone = self.counts[other].get() == 0;
+        if gone {
+            self.now.set(other);
+        }
+        gone
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn visitors_from_before_a_change_hold_up_the_one_after_the_next() {
+        let visits = Visits::default();
+        let first = visits.enter();
+        assert!(visits.change(), "nobody came before anything");
+        let second = visits.enter();
+        assert!(!visits.change(), "the first is here still");
+        drop(first);
+        assert!(visits.change());
+        assert!(!visits.change(), "the second is");
+        drop(second);
+        assert!(visits.change());
+    }
+}

@@ -1,0 +1,296 @@
+//! What is known of where sectors are: for each stretch of the disk, as long as a block of the leaf, which layer of the chain
+//! holds what of it, whatever the chain's depth. It is learnt when it is needed, bounded, and forgets what was learnt first.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::format::Extent;
+
+/// Sectors of a stretch that lie together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The first one's place in the stretch.
+    pub first: u32,
+    /// Where that is.
+    pub place: Place,
+}
+
+/// Where a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a layer. A VHD's sector numbers have 32 bits.
+    At(u16, u32),
+    /// Nowhere.
+    Zero,
+}
+
+impl Place {
+    /// The place `sectors` further on in the same run.
+    pub fn skip(self, sectors: u32) -> Place {
+        match self {
+            Place::At(layer, sector) => Place::At(layer, sector.wrapping_add(sectors)),
+            Place::Zero => Place::Zero,
+        }
+    }
+
+    fn extent(self, skip: u32) -> Extent {
+        match self {
+            Place::At(layer, sector) => Extent::At { layer, sector: u64::from(sector) + u64::from(skip) },
+            Place::Zero => Extent::Zero,
+        }
+    }
+}
+
+/// The runs of one stretch: the first begins at 0, each ends where the next begins.
+#[derive(Debug)]
+enum View {
+    Unknown,
+    /// All of it is one run.
+    Whole(Place),
+    Mixed(Box<[Run]>),
+}
+
+struct Slot {
+    stretch: u32,
+    view: View,
+}
+
+/// The map.
+pub struct Map {
+    slots: Vec<Slot>,
+    /// Sectors of a stretch, a power of two.
+    shift: u32,
+    /// Bytes that the mixed ones have.
+    bytes: usize,
+    /// The slot that loses its runs next when they become too many.
+    hand: usize,
+}
+
+/// Stretches in the map at most: 8 GiB of a disk with blocks of 2 MiB.
+const SLOTS_MAX: usize = 4096;
+/// Slots to begin with.
+const SLOTS_MIN: usize = 64;
+/// Bytes of mixed stretches, all together.
+const MIXED_BYTES_MAX: usize = 256 << 10;
+
+fn bytes(view: &View) -> usize {
+    match view {
+        View::Mixed(runs) => size_of_val(&**runs),
+        View::Unknown | View::Whole(_) => 0,
+    }
+}
+
+impl Map {
+    /// For stretches of `1 << shift` sectors.
+    pub fn new(shift: u32) -> Self {
+        let mut map = Map { slots: Vec::new(), shift, bytes: 0, hand: 0 };
+        map.resize(SLOTS_MIN);
+        map
+    }
+
+    /// Sectors of a stretch.
+    pub fn sectors(&self) -> u32 {
+        1 << self.shift
+    }
+
+    fn resize(&mut self, slots: usize) {
+        let old = core::mem::take(&mut self.slots);
+        self.slots = (0..slots).map(|_| Slot { stretch: 0, view: View::Unknown }).collect();
+        for slot in old {
+            let place = self.place(slot.stretch);
+            if !matches!(slot.view, View::Unknown) {
+                self.slots[place] = slot;
+            }
+        }
+    }
+
+    fn place(&self, stretch: u32) -> usize {
+        stretch as usize & (self.slots.len() - 1)
+    }
+
+    /// Where `count` sectors from `sector` on are, as far as they are together and in one stretch; none if it is not known.
+    pub fn find(&self, sector: u64, count: u64) -> Option<(Extent, u64)> {
+        let (stretch, at) = ((sector >> self.shift) as u32, sector as u32 & (self.sectors() - 1));
+        let slot = &self.slots[self.place(stretch)];
+        if slot.stretch != stretch {
+            return None;
+        }
+        let (run, end) = match &slot.view {
+            View::Unknown => return None,
+            View::Whole(place) => (Run { first: 0, place: *place }, self.sectors()),
+            View::Mixed(runs) => {
+                let next = runs.partition_point(|run| run.first <= at);
+                let end = runs.get(next).map_or(self.sectors(), |run| run.first);
+                (*runs.get(next.checked_sub(1)?)?, end)
+            }
+        };
+        Some((run.place.extent(at - run.first), count.min(u64::from(end - at))))
+    }
+
+    /// Notes the runs of a stretch. They are in order and the first begins at 0.
+    pub fn learn(&mut self, stretch: u32, runs: &[Run]) {
+        let view = match *runs {
+            [] => return self.forget(stretch),
+            [run] => View::Whole(run.place),
+            _ => View::Mixed(runs.into()),
+        };
+        let place = self.place(stretch);
+        let other = &self.slots[place];
+        if other.stretch != stretch && !matches!(other.view, View::Unknown) && self.slots.len() < SLOTS_MAX {
+            self.resize(self.slots.len() * 2);
+        }
+        self.set(stretch, view);
+    }
+
+    fn set(&mut self, stretch: u32, view: View) {
+        let place = self.place(stretch);
+        let new = bytes(&view);
+        let old = core::mem::replace(&mut self.slots[place], Slot { stretch, view });
+        self.bytes = self.bytes + new - bytes(&old.view);
+        while self.bytes > MIXED_BYTES_MAX && self.bytes > new {
+            self.hand = (self.hand + 1) & (self.slots.len() - 1);
+            if self.hand != place {
+                let view = core::mem::replace(&mut self.slots[self.hand].view, View::Unknown);
+                match view {
+                    View::Mixed(runs) => self.bytes -= size_of_val(&*runs),
+                    other => self.slots[self.hand].view = other,
+                }
+            }
+        }
+    }
+
+    /// Nothing is known of a stretch any more.
+    pub fn forget(&mut self, stretch: u32) {
+        let place = self.place(stretch);
+        if self.slots[place].stretch == stretch {
+            self.set(stretch, View::Unknown);
+        }
+    }
+
+    /// Sectors from `first` to `end` of a stretch are now at `place`, if anything is known of the stretch.
+    pub fn patch(&mut self, stretch: u32, first: u32, end: u32, place: Place) {
+        let slot = &self.slots[self.place(stretch)];
+        let whole;
+        let old: &[Run] = match &slot.view {
+            _ if slot.stretch != stretch => return,
+            View::Unknown => return,
+            View::Whole(place) => {
+                whole = [Run { first: 0, place: *place }];
+                &whole
+            }
+            View::Mixed(runs) => runs,
+        };
+        let mut runs: Vec<Run> = Vec::with_capacity(old.len() + 2);
+        let mut push = |run: Run| match runs.last() {
+            Some(last) if last.place.skip(run.first - last.first) == run.place => {}
+            _ => runs.push(run),
+        };
+        let mut ends = None;
+        for run in old {
+            if run.first <= first {
+                // What it has behind `end`, if nothing else begins before that.
+                ends = Some(Run { first: end, place: run.place.skip(end - run.first) });
+                if run.first < first {
+                    push(*run);
+                }
+            }
+        }
+        push(Run { first, place });
+        for run in old.iter().filter(|run| run.first > first) {
+            match run.first < end {
+                true => ends = Some(Run { first: end, place: run.place.skip(end - run.first) }),
+                false => {
+                    if let Some(tail) = ends.take_if(|tail| tail.first < run.first) {
+                        push(tail);
+                    }
+                    ends = None;
+                    push(*run);
+                }
+            }
+        }
+        if let Some(tail) = ends.filter(|tail| tail.first < self.sectors()) {
+            push(tail);
+        }
+        let view = match runs[..] {
+            [run] => View::Whole(run.place),
+            _ => View::Mixed(runs.into()),
+        };
+        self.set(stretch, view);
+    }
+
+    /// Bytes it has on the heap.
+    pub fn bytes(&self) -> usize {
+        self.slots.capacity() * size_of::<Slot>() + self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    /// Each sector's place.
+    fn flat(map: &Map, stretch: u32) -> Vec<Option<Extent>> {
+        (0..map.sectors())
+            .map(|at| map.find((u64::from(stretch) << map.shift) + u64::from(at), 1).map(|(extent, _)| extent))
+            .collect()
+    }
+
+    #[test]
+    fn a_patch_changes_just_its_sectors() {
+        let mut random = 1u32;
+        let mut next = |below: u32| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (random >> 8) % below
+        };
+        let mut map = Map::new(6);
+        map.learn(3, &[Run { first: 0, place: Place::Zero }]);
+        let mut model = vec![Some(Extent::Zero); 64];
+        for _ in 0..5000 {
+            let first = next(64);
+            let end = first + 1 + next(64 - first);
+            let place = match next(3) {
+                0 => Place::Zero,
+                // Often what goes on where the neighbour ends.
+                1 => Place::At(0, 1000 + first),
+                _ => Place::At(next(3) as u16, next(10_000)),
+            };
+            map.patch(3, first, end, place);
+            (first..end).for_each(|at| model[at as usize] = Some(place.extent(at - first)));
+            assert_eq!(flat(&map, 3), model);
+            // What lies together is told together.
+            let (_, count) = map.find((3 << 6) + u64::from(first), 64).unwrap();
+            assert!(count >= u64::from(end - first));
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_said() {
+        let mut map = Map::new(12);
+        assert_eq!(map.find(0, 1), None);
+        map.patch(0, 0, 4096, Place::Zero);
+        assert_eq!(map.find(0, 1), None, "a patch of the unknown is unknown");
+        map.learn(7, &[Run { first: 0, place: Place::At(2, 100) }]);
+        assert_eq!(map.find(7 * 4096 + 5, 10_000), Some((Extent::At { layer: 2, sector: 105 }, 4091)));
+        assert_eq!(map.find((7 + 64) * 4096, 1), None, "another one of the same slot");
+        map.forget(7 + 64);
+        assert!(map.find(7 * 4096, 1).is_some());
+        map.forget(7);
+        assert_eq!(map.find(7 * 4096, 1), None);
+    }
+
+    #[test]
+    fn it_grows_to_a_bound_whatever_is_learnt() {
+        let mut map = Map::new(12);
+        for stretch in 0..100_000 {
+            let runs: Vec<_> =
+                (0..4096).map(|first| Run { first, place: Place::At((first % 2) as u16, 9 * first) }).collect();
+            map.learn(stretch, if stretch % 3 == 0 { &runs } else { &runs[..1] });
+            assert!(map.find(u64::from(stretch) * 4096, 1).is_some());
+            assert!(map.bytes() <= SLOTS_MAX * size_of::<Slot>() + MIXED_BYTES_MAX + size_of_val(&runs[..]));
+        }
+        let counted: usize = map.slots.iter().map(|slot| bytes(&slot.view)).sum();
+        assert_eq!(counted, map.bytes);
+        assert_eq!(map.slots.len(), SLOTS_MAX);
+    }
+}

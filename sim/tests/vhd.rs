@@ -1,0 +1,415 @@
+//! VHD chains under anything that guests ask in any order, against a flat array; and after a power cut at every write and
+//! every flush.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::task::{Context, Waker};
+
+use drivers::disk::{Device, Error, Op};
+use drivers::format::joined::Joined;
+use drivers::format::vhd::Vhd;
+use drivers::format::vhd::make::{Form, New, Parent, make};
+use sim::disk::Disk;
+use sim::image::{Shelf, Slab, finish, read, together, used, write};
+use sim::random::Random;
+use sim::run::seeds;
+use sim::vhd;
+
+const SECTOR: usize = 512;
+
+/// A sector's content is a number, 64 times; zero is zeroes.
+fn fill(number: u64) -> Vec<u8> {
+    number.to_be_bytes().repeat(SECTOR / 8)
+}
+
+/// The number of a sector's content; none if it is something else's.
+fn number(bytes: &[u8]) -> Option<u64> {
+    let number = u64::from_be_bytes(bytes[..8].try_into().unwrap());
+    let ours = number < 1 << 40;
+    (ours && bytes == fill(number)).then_some(number)
+}
+
+/// A value that a sector had: how much had reached the disk before it could be there, and when it was answered.
+#[derive(Clone, Copy, Debug)]
+struct Value {
+    number: u64,
+    begun: usize,
+    done: u64,
+}
+
+/// What happened.
+#[derive(Default)]
+struct History {
+    /// By sector: its values, oldest first.
+    values: BTreeMap<u64, Vec<Value>>,
+    /// Flushes: when they began, and how much had reached the disk when they were answered.
+    flushes: Vec<(u64, usize)>,
+}
+
+impl History {
+    /// Which numbers a sector may have if the power failed when `at` entries had reached the disk.
+    fn allowed(&self, sector: u64, first: u64, at: usize) -> Vec<u64> {
+        let flushed = self.flushes.iter().filter(|(_, done)| *done <= at).map(|(begun, _)| *begun).max();
+        let mut allowed = vec![first];
+        for value in self.values.get(&sector).into_iter().flatten().filter(|value| value.begun <= at) {
+            if flushed.is_some_and(|flushed| value.done <= flushed) {
+                allowed.clear();
+            }
+            allowed.push(value.number);
+        }
+        allowed
+    }
+}
+
+/// What a reader makes of a sector, and one that does not look at bitmaps.
+type Seen = (Option<u64>, Option<u64>);
+
+/// A chain, and what it holds.
+struct Chain {
+    random: Random,
+    shelf: Shelf,
+    names: Vec<String>,
+    /// What is below the leaf.
+    below: Vec<u64>,
+    now: RefCell<Vec<u64>>,
+    next: Cell<u64>,
+    /// What was begun and answered, counted.
+    clock: Cell<u64>,
+    /// Sectors that were discarded and are there, and are not.
+    kept: Cell<u64>,
+    gone: Cell<u64>,
+    history: RefCell<History>,
+}
+
+impl Chain {
+    fn new(seed: u64, depth: usize, sectors: u64) -> Chain {
+        let mut chain = Chain {
+            random: Random::new(seed),
+            shelf: Shelf::default(),
+            names: Vec::new(),
+            below: Vec::new(),
+            now: RefCell::default(),
+            next: Cell::new(1),
+            clock: Cell::new(0),
+            kept: Cell::new(0),
+            gone: Cell::new(0),
+            history: RefCell::default(),
+        };
+        for layer in 0..depth {
+            chain.snapshot(sectors + layer as u64 * 13);
+            if layer + 1 < depth {
+                let image = chain.open();
+                chain.play(&image, 3, 10);
+                finish(image.submit(Op::Flush, 0)).unwrap();
+            }
+        }
+        chain
+    }
+
+    fn snapshot(&mut self, sectors: u64) {
+        let name = format!("layer-{}.vhd", self.names.len());
+        let block = self.random.pick(&[8, 8, 16, 64]);
+        let room = 40 + (sectors.div_ceil(block) + 6) * (block + 8);
+        let slab = Slab::new(&used(room, &mut self.random), &mut self.random);
+        let mut id = [7; 16];
+        id[0] = self.names.len() as u8;
+        let parent = self.names.last().map(|name| Parent {
+            id: [id[0] - 1, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7],
+            timestamp: 5,
+            name,
+        });
+        let form = parent.map_or(Form::Dynamic(block as u32), |parent| Form::Differencing(block as u32, parent));
+        finish(make(&slab, &name, &New { id, sectors, timestamp: 9, form })).unwrap();
+        self.shelf.put(&name, &slab);
+        self.names.push(name);
+        self.now.borrow_mut().resize(sectors as usize, 0);
+        self.below = match parent_is(&self.names) {
+            true => self.now.borrow().clone(),
+            false => vec![0; sectors as usize],
+        };
+    }
+
+    fn leaf(&self) -> Slab {
+        self.shelf.0.borrow()[self.names.last().unwrap()].clone()
+    }
+
+    fn open(&self) -> Joined<Vhd<Slab>> {
+        self.shelf.open(self.names.last().unwrap(), false).unwrap()
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.set(self.clock.get() + 1);
+        self.clock.get()
+    }
+
+    fn recorded(&self) -> usize {
+        self.leaf().disk.borrow().recorded()
+    }
+
+    /// So many rounds of requests at once. Within a round no two touch the same sector; often the same block.
+    fn play(&mut self, image: &Joined<Vhd<Slab>>, rounds: usize, at_once: usize) {
+        let mut random = self.random.fork();
+        for _ in 0..rounds {
+            let sectors = image.info().sectors;
+            let (mut taken, mut requests) = (vec![false; sectors as usize], Vec::new());
+            for _ in 0..at_once {
+                let first = random.below(sectors);
+                let most = if random.one_in(5) { 80 } else { 12 };
+                let count = random.between(1, most).min(sectors - first);
+                let range = first as usize..(first + count) as usize;
+                if taken[range.clone()].iter().any(|taken| *taken) {
+                    continue;
+                }
+                taken[range].fill(true);
+                requests.push(self.request(image, random.below(10), first, count));
+            }
+            if random.one_in(2) {
+                requests.push(Box::pin(self.flush(image)));
+            }
+            together(&mut random, requests);
+        }
+    }
+
+    fn request<'a>(
+        &'a self,
+        image: &'a Joined<Vhd<Slab>>,
+        what: u64,
+        first: u64,
+        count: u64,
+    ) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+        match what {
+            0..6 => Box::pin(self.write(image, first, count)),
+            6..8 => Box::pin(self.discard(image, first, count)),
+            _ => Box::pin(self.look(image, first, count)),
+        }
+    }
+
+    fn note(&self, first: u64, numbers: &[u64], begun: usize) {
+        let (mut history, mut now, done) = (self.history.borrow_mut(), self.now.borrow_mut(), self.tick());
+        for (sector, number) in (first..).zip(numbers) {
+            let value = Value { number: *number, begun, done };
+            history.values.entry(sector).or_default().push(value);
+            now[sector as usize] = *number;
+        }
+    }
+
+    async fn write(&self, image: &Joined<Vhd<Slab>>, first: u64, count: u64) {
+        let from = self.next.replace(self.next.get() + count);
+        let numbers: Vec<u64> = (from..from + count).collect();
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| fill(*number)).collect();
+        let begun = self.recorded();
+        write(image, first, &bytes).await.unwrap();
+        self.note(first, &numbers, begun);
+    }
+
+    async fn discard(&self, image: &Joined<Vhd<Slab>>, first: u64, count: u64) {
+        let begun = self.recorded();
+        image.submit(Op::Discard { sectors: count }, first).await.unwrap();
+        let bytes = read(image, first, count).await.unwrap();
+        let numbers: Vec<u64> = bytes.chunks(SECTOR).map(|bytes| number(bytes).expect("nobody else's")).collect();
+        for (sector, number) in (first as usize..).zip(&numbers) {
+            // It may be gone, or not; what is below must not come up.
+            let (now, below) = (self.now.borrow()[sector], self.below[sector]);
+            assert!(*number == now || *number == 0 && below == 0, "sector {sector}: {number}, {now} over {below}");
+            self.kept.set(self.kept.get() + u64::from(*number != 0));
+            self.gone.set(self.gone.get() + u64::from(*number == 0 && now != 0));
+        }
+        self.note(first, &numbers, begun);
+    }
+
+    async fn look(&self, image: &Joined<Vhd<Slab>>, first: u64, count: u64) {
+        let bytes = read(image, first, count).await.unwrap();
+        for (sector, bytes) in (first..).zip(bytes.chunks(SECTOR)) {
+            assert_eq!(number(bytes), Some(self.now.borrow()[sector as usize]), "sector {sector}");
+        }
+    }
+
+    async fn flush(&self, image: &Joined<Vhd<Slab>>) {
+        let begun = self.tick();
+        image.submit(Op::Flush, 0).await.unwrap();
+        self.history.borrow_mut().flushes.push((begun, self.recorded()));
+    }
+
+    fn verify(&self, image: &Joined<Vhd<Slab>>) {
+        let sectors = image.info().sectors;
+        assert_eq!(sectors, self.now.borrow().len() as u64);
+        for first in (0..sectors).step_by(50) {
+            finish(self.look(image, first, 50.min(sectors - first)));
+        }
+    }
+
+    /// What another reader makes of all layers, with the leaf's bytes as they are here.
+    fn read_apart(&self, leaf: &[u8]) -> Result<Vec<Seen>, String> {
+        let disks: Vec<_> = self.names.iter().map(|name| self.shelf.0.borrow()[name].disk.clone()).collect();
+        let borrowed: Vec<_> = disks[..disks.len() - 1].iter().map(|disk| disk.borrow()).collect();
+        let bytes: Vec<&[u8]> = borrowed.iter().map(|disk| disk.bytes()).chain([leaf]).collect();
+        let images = bytes.iter().map(|bytes| vhd::check(bytes)).collect::<Result<Vec<_>, _>>()?;
+        let layers: Vec<(&[u8], &vhd::Image)> = bytes.into_iter().zip(&images).rev().collect();
+        let value = |sector, whole| vhd::sector(&layers, sector, whole).map_or(Some(0), number);
+        Ok((0..images.last().unwrap().sectors).map(|sector| (value(sector, false), value(sector, true))).collect())
+    }
+}
+
+fn parent_is(names: &[String]) -> bool {
+    names.len() > 1
+}
+
+fn model(seed: u64) {
+    let depth = 1 + seed as usize % 4;
+    let mut chain = Chain::new(seed, depth, 200);
+    for _ in 0..3 {
+        let image = chain.open();
+        chain.play(&image, 12, 12);
+        chain.verify(&image);
+        finish(image.submit(Op::Flush, 0)).unwrap();
+        let leaf = chain.leaf().disk.borrow().bytes().to_vec();
+        let apart = chain.read_apart(&leaf).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        for (sector, (value, _)) in apart.iter().enumerate() {
+            assert_eq!(*value, Some(chain.now.borrow()[sector]), "seed {seed}: sector {sector} to another reader");
+        }
+    }
+    chain.verify(&chain.open());
+    assert!(chain.gone.get() > 0 && (depth > 1 || chain.kept.get() == 0), "seed {seed}: what is discarded goes");
+}
+
+#[test]
+fn chains_hold_what_was_written() {
+    seeds(0..120, model);
+}
+
+/// Opens what a power cut left, and looks at every sector.
+fn after(chain: &Chain, seed: u64, at: usize, first: &[u64], leaf: &[u8]) {
+    let apart = chain.read_apart(leaf).unwrap_or_else(|why| panic!("seed {seed}, cut {at}: {why}"));
+    let history = chain.history.borrow();
+    for (sector, (value, whole)) in apart.into_iter().enumerate() {
+        let allowed = history.allowed(sector as u64, first[sector], at);
+        let fits = value.is_some_and(|value| allowed.contains(&value));
+        assert!(fits, "seed {seed}, cut {at}: sector {sector} is {value:?}, not of {allowed:?}");
+        // A reader that does not look at bitmaps may see what was discarded, and never what the store held before.
+        assert!(whole.is_some(), "seed {seed}, cut {at}: sector {sector} is another tenant's to QEMU");
+    }
+}
+
+fn cut(seed: u64, draws: usize, rounds: usize) -> usize {
+    let depth = 1 + seed as usize % 3;
+    let mut chain = Chain::new(seed, depth, 100);
+    let first = chain.now.borrow().clone();
+    *chain.history.borrow_mut() = History::default();
+    let disk = chain.leaf().disk;
+    disk.borrow_mut().record();
+    let image = chain.open();
+    chain.play(&image, rounds, 6);
+    finish(chain.flush(&image));
+    let recording = disk.borrow().recording().clone();
+    let (mut random, mut states) = (chain.random.fork(), 0);
+    recording.cuts(|cut| {
+        let mut look = |leaf: Vec<u8>| {
+            after(&chain, seed, cut.at, &first, &leaf);
+            states += 1;
+            // The product opens it too, and goes on.
+            if random.one_in(16) {
+                let mut disk = Disk::new((leaf.len() / SECTOR) as u64);
+                disk.write(0, &leaf);
+                let slab = Slab::new(&std::rc::Rc::new(RefCell::new(disk)), &mut random);
+                let shelf = Shelf(std::rc::Rc::new(RefCell::new(chain.shelf.0.borrow().clone())));
+                shelf.put(chain.names.last().unwrap(), &slab);
+                let image = shelf.open(chain.names.last().unwrap(), false).unwrap();
+                for sector in 0..image.info().sectors {
+                    let value = number(&finish(read(&image, sector, 1)).unwrap());
+                    let allowed = chain.history.borrow().allowed(sector, first[sector as usize], cut.at);
+                    assert!(value.is_some_and(|value| allowed.contains(&value)), "seed {seed}, cut {}", cut.at);
+                }
+                finish(write(&image, 3, &fill(1 << 30).repeat(40))).unwrap();
+                finish(image.submit(Op::Flush, 0)).unwrap();
+                vhd::check(slab.disk.borrow().bytes()).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+            }
+        };
+        look(cut.lost());
+        look(cut.kept());
+        let mut random = Random::new(seed ^ cut.at as u64);
+        (0..draws).for_each(|_| look(cut.torn(&mut random)));
+    });
+    states
+}
+
+#[test]
+fn chains_after_every_power_cut() {
+    let states = Cell::new(0);
+    seeds(0..30, |seed| states.set(states.get() + cut(seed, 4, 12)));
+    println!("{} states", states.get());
+}
+
+#[test]
+fn a_store_that_fails_fails_requests_and_nothing_else() {
+    seeds(0..60, |seed| {
+        let mut chain = Chain::new(seed, 1 + seed as usize % 2, 120);
+        let image = chain.open();
+        chain.play(&image, 4, 8);
+        let leaf = chain.leaf();
+        for round in 0..20 {
+            let (first, count) = (chain.random.below(100), chain.random.between(1, 20));
+            *leaf.failing.borrow_mut() = Some((chain.random.below(6), chain.random.between(1, 3)));
+            let mut bytes = Vec::new();
+            let from = chain.next.replace(chain.next.get() + count);
+            (from..from + count).for_each(|number| bytes.extend(fill(number)));
+            let result = finish(write(&image, first, &bytes));
+            let flushed = finish(image.submit(Op::Flush, 0));
+            *leaf.failing.borrow_mut() = None;
+            match result {
+                Ok(()) => chain.note(first, &(from..from + count).collect::<Vec<_>>(), 0),
+                Err(error) => {
+                    assert_eq!(error, Error::Medium);
+                    // What is there now is old or new, and stays.
+                    for sector in first..first + count {
+                        let value = number(&finish(read(&image, sector, 1)).unwrap()).expect("old or new");
+                        assert!(value == chain.now.borrow()[sector as usize] || (from..from + count).contains(&value));
+                        chain.now.borrow_mut()[sector as usize] = value;
+                    }
+                }
+            }
+            assert!(flushed.is_ok() || flushed == Err(Error::Medium));
+            if round % 5 == 0 {
+                chain.verify(&image);
+            }
+        }
+        finish(image.submit(Op::Flush, 0)).unwrap();
+        chain.verify(&chain.open());
+        vhd::check(leaf.disk.borrow().bytes()).unwrap();
+    });
+}
+
+#[test]
+fn room_is_not_used_again_while_somebody_is_at_it() {
+    let mut random = Random::new(3);
+    let mut slab = Slab::new(&used(200, &mut random), &mut random);
+    slab.latency = 0;
+    let new = New { id: [1; 16], sectors: 64, timestamp: 0, form: Form::Dynamic(8) };
+    finish(make(&slab, "disk", &new)).unwrap();
+    let shelf = Shelf::default();
+    shelf.put("disk", &slab);
+    let image = shelf.open("disk", false).unwrap();
+    finish(write(&image, 0, &fill(1).repeat(8))).unwrap();
+    finish(image.submit(Op::Flush, 0)).unwrap();
+    let before = vhd::check(slab.disk.borrow().bytes()).unwrap().table[0];
+    // A write that is slow to reach the store, and meanwhile its block is given up.
+    slab.stuck.set(true);
+    let bytes = fill(2);
+    let mut slow = Box::pin(write(&image, 3, &bytes));
+    assert!(slow.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    slab.stuck.set(false);
+    finish(image.submit(Op::Discard { sectors: 8 }, 0)).unwrap();
+    let settle_and_fill = |block: u64| {
+        (0..3).for_each(|_| finish(image.submit(Op::Flush, 0)).unwrap());
+        finish(write(&image, block * 8, &fill(10 + block).repeat(8))).unwrap();
+        finish(image.submit(Op::Flush, 0)).unwrap();
+        vhd::check(slab.disk.borrow().bytes()).unwrap().table[block as usize]
+    };
+    assert!(before.is_some());
+    assert_ne!(settle_and_fill(1), before, "the slow write would end in this block");
+    finish(slow).unwrap();
+    assert_eq!(settle_and_fill(2), before, "now nobody is there any more");
+    for block in 1..3 {
+        assert_eq!(finish(read(&image, block * 8, 8)).unwrap(), fill(10 + block).repeat(8));
+    }
+}
