@@ -1,4 +1,4 @@
-# tapdom: `make run` shows it, `make test` checks it, `make sim` looks for what no test thought of. All do their set-up.
+# tapdom: `make run` shows it, `make test` checks it, `make sim` looks for what no test thought of, `make bench` measures it. All do their set-up.
 
 # `make run SHELL=1` is for people; make has another use for the name.
 ifeq ($(SHELL),1)
@@ -14,7 +14,11 @@ tap_ctl := target/x86_64-unknown-linux-gnu/release/tap-ctl
 # What Debian must have installed; the parts of the boots are fetched by `boots` itself and never installed.
 packages := gcc libc6-dev binutils libxen-dev qemu-system-x86
 
-.PHONY: run test setup build lint host sim crash boots fuzz loom mutants miri size clean
+# LOADS='depth 32' measures those loads alone, RUNS=2 shows how far two runs are apart, and `make profile` where the
+# instructions go.
+bench_flags := $(foreach peer,$(PEERS),--peers $(peer)) $(if $(LOADS),--loads '$(LOADS)') $(if $(RUNS),--runs $(RUNS))
+
+.PHONY: bench profile run test setup build lint host sim crash boots fuzz loom mutants miri size clean
 
 run: build
 	$(boots) run $(run_flags)
@@ -61,6 +65,12 @@ crash:
 
 boots: build
 	$(boots) test
+
+bench: build
+	$(boots) bench $(bench_flags)
+
+profile: build
+	$(boots) bench --profile $(bench_flags)
 
 # `make fuzz`, `make fuzz TARGET=store SECONDS=600`. What is found is a file in fuzz/artifacts; new inputs that reach new
 # code go to build/fuzz.

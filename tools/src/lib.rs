@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //!
+//! - `workload`: what the benchmark measures
 //! - `report`: the lines that dom0 says to the host, and the job that the host gives to dom0
 //! - `boots`: runs on the developer's machine: fetches Debian's parts, builds images, runs QEMU, judges
 //! - `agent`: runs inside the boot, as init of dom0 and of every Linux guest
@@ -12,3 +13,4 @@
 pub mod agent;
 pub mod boots;
 pub mod report;
+pub mod workload;

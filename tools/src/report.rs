@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 
+use crate::workload::Plan;
+
 /// One line that dom0's agent writes for the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
@@ -116,6 +118,8 @@ pub enum Task {
         /// The names of the scenarios.
         scenarios: Vec<String>,
     },
+    /// Run the loads of the benchmark.
+    Bench(Plan),
     /// Tell the whole story to a newcomer; afterwards a shell if asked.
     Story {
         /// Whether it ends in a shell.
@@ -134,6 +138,7 @@ impl fmt::Display for Task {
         match self {
             Task::Probe { cmdline, memory_mib, seconds } => write!(f, "probe {memory_mib} {seconds} {cmdline}"),
             Task::Test { backend, scenarios } => write!(f, "test {} {}", backend.word(), scenarios.join(" ")),
+            Task::Bench(plan) => write!(f, "bench {plan}"),
             Task::Story { shell } => write!(f, "story {shell}"),
         }
     }
@@ -161,6 +166,7 @@ impl FromStr for Task {
                 };
                 Ok(Task::Test { backend, scenarios: words.map(str::to_owned).collect() })
             }
+            "bench" => Ok(Task::Bench(rest.parse()?)),
             "story" => Ok(Task::Story { shell: rest.parse()? }),
             _ => bail!("no job is called {kind:?}"),
         }
@@ -170,6 +176,7 @@ impl FromStr for Task {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::Peer;
 
     #[test]
     fn lines_survive_the_serial_port() {
@@ -207,6 +214,7 @@ mod tests {
             Task::Probe { cmdline: "log=debug a=b".into(), memory_mib: 32, seconds: 10 },
             Task::Probe { cmdline: String::new(), memory_mib: 32, seconds: 10 },
             Task::Test { backend: Backend::Dom0, scenarios: vec!["a".into(), "b".into()] },
+            Task::Bench(Plan { peers: vec![Peer::Qdisk], workloads: vec![0, 3], names: false }),
             Task::Story { shell: true },
         ] {
             assert_eq!(task.to_string().parse::<Task>().unwrap(), task);

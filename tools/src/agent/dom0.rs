@@ -11,7 +11,7 @@ use rustix::mount::MountFlags;
 use super::process::run;
 use super::reporter::Reporter;
 use super::system::{mount_at, wait_until};
-use super::{evidence, probe, scenarios, store, story};
+use super::{evidence, measure, probe, scenarios, store, story};
 use crate::report::{BOOT, JOB_PATH, Line, Task};
 
 /// Xen's programs of dom0.
@@ -43,6 +43,7 @@ fn work(reporter: &Reporter, task: &Task) -> Result<()> {
     match task {
         Task::Probe { cmdline, memory_mib, seconds } => probe::probe(reporter, cmdline, *memory_mib, *seconds),
         Task::Test { backend, scenarios } => scenarios::judge(reporter, *backend, scenarios),
+        Task::Bench(plan) => measure::measure(reporter, plan),
         Task::Story { shell } => story::tell(reporter, *shell),
     }
 }

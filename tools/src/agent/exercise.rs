@@ -21,6 +21,9 @@ const APPEARS: Duration = Duration::from_secs(20);
 /// fio with a few hundred requests of up to 1 MiB, twice (write, verify), under emulation.
 const FIO: Duration = Duration::from_secs(180);
 
+/// The load program of the benchmark, in the guest.
+pub const LOAD: &str = "/usr/bin/load";
+
 /// One exercise. Offsets and lengths are bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "`disk` is a device's path, the other fields say what they are")]
@@ -51,6 +54,8 @@ pub enum Exercise {
     Checksum { disk: String, offset: u64, length: u64 },
     /// Demands that writes are refused.
     Refused { disk: String },
+    /// The load of the benchmark, with these words; answers its nanoseconds.
+    Measure { disk: String, words: String },
     /// Writes and reads back without end, in the background.
     Load { disk: String, seed: u64 },
     /// How many rounds the load has done; an error if it met one.
@@ -77,6 +82,7 @@ impl fmt::Display for Exercise {
             Expect { disk, offset, length, seed } => write!(f, "expect {disk} {offset} {length} {seed}"),
             Checksum { disk, offset, length } => write!(f, "checksum {disk} {offset} {length}"),
             Refused { disk } => write!(f, "refused {disk}"),
+            Measure { disk, words } => write!(f, "measure {disk} {words}"),
             Load { disk, seed } => write!(f, "load {disk} {seed}"),
             Progress => write!(f, "progress"),
             Stop => write!(f, "stop"),
@@ -105,6 +111,7 @@ impl FromStr for Exercise {
             "expect" => Expect { disk: disk()?, offset: number(2)?, length: number(3)?, seed: number(4)? },
             "checksum" => Checksum { disk: disk()?, offset: number(2)?, length: number(3)? },
             "refused" => Refused { disk: disk()? },
+            "measure" => Measure { disk: disk()?, words: words.get(2..).unwrap_or_default().join(" ") },
             "load" => Load { disk: disk()?, seed: number(2)? },
             "progress" => Progress,
             "stop" => Stop,
@@ -150,6 +157,7 @@ impl Gymnast {
             Expect { disk, offset, length, seed } => raw::expect(disk, *offset, *length, *seed).map(|()| done()),
             Checksum { disk, offset, length } => Ok(format!("{:08x}", raw::checksum(disk, *offset, *length)?)),
             Refused { disk } => raw::refused(disk),
+            Measure { disk, words } => measure(disk, words),
             Load { disk, seed } => self.begin_load(disk, *seed).map(|()| done()),
             Progress => self.progress(),
             Stop => self.end_load(),
@@ -203,6 +211,12 @@ fn grow(disk: &str, bytes: u64) -> Result<()> {
     })
 }
 
+/// The program is there in the boots of the benchmark only.
+fn measure(disk: &str, words: &str) -> Result<String> {
+    let words: Vec<&str> = [LOAD, disk].into_iter().chain(words.split(' ')).collect();
+    Ok(run(&words, FIO)?.trim().to_owned())
+}
+
 /// Two runs, one after the other: sizes over the whole range, and many small ones that share pages and segments.
 fn fio(disk: &str, seed: u64, mode: &[&str]) -> Result<String> {
     let (filename, seed) = (format!("--filename={disk}"), format!("--randseed={seed}"));
@@ -249,6 +263,7 @@ mod tests {
             Expect { disk: disk(), offset: 1, length: 2, seed: 3 },
             Checksum { disk: disk(), offset: 1, length: 2 },
             Refused { disk: disk() },
+            Measure { disk: disk(), words: "read random 4096 1 10".to_owned() },
             Load { disk: disk(), seed: 9 },
             Progress,
             Stop,

@@ -15,6 +15,7 @@ pub mod hotplug;
 pub mod init;
 pub mod load;
 pub mod lower;
+pub mod measure;
 pub mod probe;
 pub mod process;
 pub mod raw;

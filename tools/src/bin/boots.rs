@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use tools::agent::scenarios::ALL;
+use tools::boots::bench::{self, Outcome, profile, table};
 use tools::boots::boot::{Boot, EXAMPLES};
 use tools::boots::judge::Judge;
 use tools::boots::machine::{Ending, Shell};
 use tools::boots::parts::Parts;
 use tools::report::{Backend, Line, Task};
+use tools::workload::{Peer, Plan, Workload};
 
 /// Boots Xen under QEMU to show and to test tapdom.
 #[derive(Parser)]
@@ -60,6 +62,24 @@ enum Verb {
         #[arg(long)]
         list: bool,
     },
+    /// Measures the data path beside dom0's backends, in counted instructions.
+    Bench {
+        /// Only these backends.
+        #[arg(long, value_enum, value_delimiter = ',')]
+        peers: Vec<Peer>,
+        /// Only loads whose names have one of these in them.
+        #[arg(long)]
+        loads: Vec<String>,
+        /// The hottest functions of each load instead of the table.
+        #[arg(long)]
+        profile: bool,
+        /// Boots so often, and tells how far the last two are apart.
+        #[arg(long, default_value_t = 1)]
+        runs: u32,
+        /// The image that is measured.
+        #[arg(long, default_value = "build/tapdom.elf")]
+        image: PathBuf,
+    },
     /// Starts one ELF file as a PVH domain and prints what it and Xen say.
     Probe {
         elf: PathBuf,
@@ -103,6 +123,7 @@ fn work(options: &Options) -> Result<()> {
         Verb::Test { scenarios, backend, image, record, counted, .. } => {
             test(options, scenarios, *backend, image, *record, *counted)
         }
+        Verb::Bench { peers, loads, profile, runs, image } => bench(options, peers, loads, *profile, *runs, image),
         Verb::Probe { elf, cmdline, memory, seconds, debug } => {
             need_image(elf)?;
             let task = Task::Probe { cmdline: cmdline.clone(), memory_mib: *memory, seconds: *seconds };
@@ -135,7 +156,8 @@ fn need_image(image: &Path) -> Result<()> {
 fn probe(options: &Options, elf: &Path, task: Task, guest_debug: bool, limit: Duration) -> Result<()> {
     let parts = fetch(options)?;
     let (name, domain, counted) = ("probe", Some(elf), false);
-    let boot = Boot { name, logs: &options.logs, parts: &parts, domain, task, guest_debug, counted, limit };
+    let boot =
+        Boot { name, logs: &options.logs, parts: &parts, domain, task, guest_debug, counted, counts: None, limit };
     let mut failure = Some("dom0 reported no end".to_owned());
     let ending = boot.run(|line| match line.parse::<Line>() {
         Ok(Line::Step(text)) => println!("{text}"),
@@ -149,6 +171,36 @@ fn probe(options: &Options, elf: &Path, task: Task, guest_debug: bool, limit: Du
     }
 }
 
+fn bench(options: &Options, peers: &[Peer], loads: &[String], profiled: bool, runs: u32, image: &Path) -> Result<()> {
+    need_image(image)?;
+    let all = Workload::all();
+    let wanted = |name: &str| loads.is_empty() || loads.iter().any(|load| name.contains(load.as_str()));
+    let workloads: Vec<usize> = (0..all.len()).filter(|at| wanted(&all[*at].to_string())).collect();
+    ensure!(!workloads.is_empty(), "no load has one of these in its name: {loads:?}");
+    let peers = if peers.is_empty() {
+        Peer::ALL.into_iter().filter(|peer| *peer != Peer::Qdisk).collect()
+    } else {
+        peers.to_vec()
+    };
+    let plan = Plan { peers, workloads, names: profiled };
+    let parts = fetch(options)?;
+    let mut last: Option<Outcome> = None;
+    for _ in 0..runs.max(1) {
+        let outcome = bench::run(&parts, &options.logs, image, &plan, |text| eprintln!("{text}"))?;
+        println!();
+        if profiled {
+            print!("{}", profile::of(&outcome));
+        } else {
+            println!("{}\n{}", table::of(&outcome), table::goals(&outcome));
+        }
+        if let Some(before) = &last {
+            println!("{}", table::difference(before, &outcome));
+        }
+        last = Some(outcome);
+    }
+    Ok(())
+}
+
 fn run(options: &Options, shell: bool, image: &Path) -> Result<()> {
     need_image(image)?;
     ensure!(!shell || std::io::stdin().is_terminal(), "a shell needs a terminal to talk to");
@@ -159,7 +211,8 @@ fn run(options: &Options, shell: bool, image: &Path) -> Result<()> {
     let parts = fetch(options)?;
     let (task, limit) = (Task::Story { shell }, if shell { AFTERNOON } else { STORY });
     let (name, domain, guest_debug, counted) = ("run", Some(image), false, false);
-    let boot = Boot { name, logs: &options.logs, parts: &parts, domain, task, guest_debug, counted, limit };
+    let boot =
+        Boot { name, logs: &options.logs, parts: &parts, domain, task, guest_debug, counted, counts: None, limit };
     let mut failure = Some("dom0 reported no end".to_owned());
     let mut hear = |line: &str| {
         match line.parse::<Line>() {
@@ -207,7 +260,7 @@ fn test(
     let task = Task::Test { backend, scenarios: names.clone() };
     let name = format!("test-{}", backend.word());
     let (name, logs, guest_debug) = (name.as_str(), options.logs.as_path(), false);
-    let boot = Boot { name, logs, parts: &parts, domain, task, guest_debug, counted, limit: SUITE };
+    let boot = Boot { name, logs, parts: &parts, domain, task, guest_debug, counted, counts: None, limit: SUITE };
     let mut judge = if record { Judge::recording(&names) } else { Judge::new(&names) };
     let started = Instant::now();
     let ending = boot.run(|line| {

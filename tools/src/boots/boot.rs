@@ -30,6 +30,8 @@ pub struct Boot<'a> {
     pub guest_debug: bool,
     /// Whether the machine's time is a count of its instructions.
     pub counted: bool,
+    /// The plugin that counts instructions, and where it writes them.
+    pub counts: Option<(&'a Path, &'a Path)>,
     /// The end of all patience.
     pub limit: Duration,
 }
@@ -90,6 +92,7 @@ impl Boot<'_> {
             report: self.report(),
             guest_debug: self.guest_debug,
             counted: self.counted,
+            counts: self.counts,
             limit: self.limit,
         }
     }

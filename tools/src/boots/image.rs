@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::cpio::Archive;
 use super::elf;
 use super::parts::{Parts, modules_in_order, run};
+use crate::agent::exercise;
 use crate::report::{JOB_PATH, Task};
 
 /// Modules of dom0: access to Xen, both halves of its block driver, the disks that stand in for hardware.
@@ -49,6 +50,9 @@ const RAW_MESSAGES: &str = include_str!("raw_messages.c");
 const RAW_PROGRAMS: [(&str, &[&str]); 2] =
     [("/usr/bin/raw-messages-blktap", &[]), ("/usr/bin/raw-messages-rfc", &["-DRFC"])];
 
+/// The load of the benchmark, in the guest.
+const LOAD: &str = include_str!("bench/load.c");
+
 /// What a boot is made of besides Debian's parts.
 pub struct Ours<'a> {
     /// The agent's program, built beside this one.
@@ -63,7 +67,11 @@ pub struct Ours<'a> {
 
 /// Writes dom0's initramfs: a base that only changes with Debian's parts and our agent, and the job behind it.
 pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()> {
-    let guest = guest(parts, ours.agent)?;
+    let load = match task {
+        Task::Bench(_) => Some(compiled(LOAD, &[], to)?),
+        _ => None,
+    };
+    let guest = guest(parts, ours.agent, load.as_deref())?;
     let mut tree = Tree::new(parts, ours.agent)?;
     for program in DOM0_PROGRAMS {
         tree.program(&parts.root().join(program), &format!("/{program}"))?;
@@ -116,8 +124,11 @@ fn compiled(source: &str, arguments: &[&str], beside: &Path) -> Result<Vec<u8>> 
 }
 
 /// The guests' initramfs: no job, so the agent knows it is in a guest.
-fn guest(parts: &Parts, agent: &Path) -> Result<Vec<u8>> {
+fn guest(parts: &Parts, agent: &Path, load: Option<&[u8]>) -> Result<Vec<u8>> {
     let mut tree = Tree::new(parts, agent)?;
+    if let Some(load) = load {
+        tree.archive.file(exercise::LOAD, 0o755, load)?;
+    }
     tree.modules(parts, GUEST_MODULES)?;
     Ok(tree.archive.finish()?)
 }

@@ -30,6 +30,9 @@ pub struct Machine<'a> {
     pub guest_debug: bool,
     /// One instruction is one nanosecond of the machine's time, whatever else the host does.
     pub counted: bool,
+    /// The plugin that counts instructions, and where it writes them. The machine then has a processor for each of three
+    /// domains.
+    pub counts: Option<(&'a Path, &'a Path)>,
     /// After this QEMU is ended, whatever it does.
     pub limit: Duration,
 }
@@ -130,7 +133,11 @@ impl Machine<'_> {
         // A second, outer limit: it holds even when this program is killed and cannot end QEMU.
         command.args(["--foreground", "--kill-after=5", &(self.limit.as_secs() + 5).to_string(), QEMU]);
         // PVH domains need nested paging; the rest of the choice is what Debian's Xen and PV Linux boot on under TCG.
-        command.args(["-cpu", "qemu64,+svm,+npt", "-m", "3072", "-smp", "2"]);
+        command.args(["-cpu", "qemu64,+svm,+npt", "-m", "3072"]);
+        command.args(["-smp", if self.counts.is_some() { "3" } else { "2" }]);
+        if let Some((plugin, counts)) = self.counts {
+            command.arg("-plugin").arg(format!("file={},out={}", plugin.display(), counts.display()));
+        }
         if self.counted {
             command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
             command.args(["-rtc", "base=2026-01-01,clock=vm"]);

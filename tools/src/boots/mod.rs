@@ -1,5 +1,6 @@
 //! The developer's side of a test boot: parts, images, the machine, the verdict.
 
+pub mod bench;
 pub mod boot;
 pub mod cpio;
 pub mod elf;

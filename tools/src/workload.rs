@@ -1,0 +1,203 @@
+//! What `make bench` measures: who serves the disk, and what the guest does with it. Both sides of the boot's border know
+//! these words.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+
+/// Who serves the disk. All of them keep its bytes in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Peer {
+    /// dom0's blkback on a RAM disk of dom0's, with persistent grants.
+    Blkback,
+    /// The same without persistent grants.
+    BlkbackPlain,
+    /// A RAM disk of tapdom's own.
+    TapdomRam,
+    /// tapdom's lower disk, which is blkback's RAM disk.
+    TapdomAio,
+    /// QEMU in dom0 on that RAM disk.
+    Qdisk,
+}
+
+impl Peer {
+    /// All of them, in the order in which they are measured.
+    pub const ALL: [Peer; 5] = [Peer::Blkback, Peer::BlkbackPlain, Peer::TapdomRam, Peer::TapdomAio, Peer::Qdisk];
+
+    /// As job files and tables have it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Peer::Blkback => "blkback",
+            Peer::BlkbackPlain => "blkback-plain",
+            Peer::TapdomRam => "tapdom-ram",
+            Peer::TapdomAio => "tapdom-aio",
+            Peer::Qdisk => "qdisk",
+        }
+    }
+}
+
+impl FromStr for Peer {
+    type Err = anyhow::Error;
+
+    fn from_str(word: &str) -> Result<Peer> {
+        Peer::ALL.into_iter().find(|peer| peer.word() == word).with_context(|| format!("no peer is called {word:?}"))
+    }
+}
+
+/// What the load does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    /// Reads.
+    Read,
+    /// Writes.
+    Write,
+    /// Seven reads in ten, at random.
+    Mixed,
+    /// A write, then a flush, one after the other.
+    Flush,
+}
+
+impl Operation {
+    /// As the load program has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Operation::Read => "read",
+            Operation::Write => "write",
+            Operation::Mixed => "mixed",
+            Operation::Flush => "flush",
+        }
+    }
+}
+
+/// One load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Workload {
+    /// Bytes of a request. Those of a page are spread at random, larger ones go one after the other.
+    pub bytes: u32,
+    /// What it does.
+    pub operation: Operation,
+    /// Requests in flight.
+    pub depth: u32,
+}
+
+/// So many bytes are random, more are sequential.
+const PAGE: u32 = 4096;
+
+impl Workload {
+    /// Requests that are counted: so many that what happens once does not show, and no more.
+    pub fn requests(&self) -> u32 {
+        match self.bytes {
+            PAGE => 1920,
+            0x10000 => 320,
+            _ => 64,
+        }
+    }
+
+    fn pattern(&self) -> &'static str {
+        if self.bytes == PAGE { "random" } else { "sequential" }
+    }
+
+    /// The words of the load program after the disk's name.
+    pub fn words(&self) -> String {
+        let Workload { bytes, operation, depth } = self;
+        format!("{} {} {bytes} {depth} {}", operation.word(), self.pattern(), self.requests())
+    }
+
+    /// All that are measured.
+    pub fn all() -> Vec<Workload> {
+        let depths = |operation| [1, 2, 4, 8, 16, 32].map(|depth| Workload { bytes: PAGE, operation, depth });
+        let large = |bytes, operation| Workload { bytes, operation, depth: 4 };
+        let mut all = Vec::new();
+        all.extend(depths(Operation::Read));
+        all.extend(depths(Operation::Write));
+        all.push(Workload { bytes: PAGE, operation: Operation::Mixed, depth: 32 });
+        all.push(Workload { bytes: PAGE, operation: Operation::Flush, depth: 1 });
+        for bytes in [0x10000, 0x100000] {
+            all.extend([large(bytes, Operation::Read), large(bytes, Operation::Write)]);
+        }
+        all
+    }
+}
+
+/// A size as people say it.
+fn size(bytes: u32) -> String {
+    if bytes >= 1 << 20 { format!("{} MiB", bytes >> 20) } else { format!("{} KiB", bytes >> 10) }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Workload { bytes, operation, depth } = self;
+        let what = match operation {
+            Operation::Mixed => "70 % reads, 30 % writes",
+            Operation::Flush => "write and flush",
+            _ => operation.word(),
+        };
+        write!(f, "{} {} {what}, depth {depth}", size(*bytes), self.pattern())
+    }
+}
+
+/// Functions that Xen calls once for each page of a grant copy.
+pub const COPY: &[&str] = &["common/grant_table.c#acquire_grant_for_copy"];
+/// Once for each grant that is mapped, by the kind of domain.
+pub const MAP: &[&str] = &["create_grant_pv_mapping", "create_grant_p2m_mapping"];
+/// Once for each event that is sent.
+pub const SEND: &[&str] = &["evtchn_send"];
+/// All whose calls are counted.
+pub const COUNTED: [&[&str]; 3] = [COPY, MAP, SEND];
+
+/// What a boot measures: written to the job, read by dom0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Whose disks, in order.
+    pub peers: Vec<Peer>,
+    /// What is done with each, in order: indices of [`Workload::all`].
+    pub workloads: Vec<usize>,
+    /// The names of all of Xen's functions are wanted, not only of those counted.
+    pub names: bool,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let peers: Vec<&str> = self.peers.iter().map(|peer| peer.word()).collect();
+        let workloads: Vec<String> = self.workloads.iter().map(usize::to_string).collect();
+        write!(f, "{} {} {}", peers.join(","), workloads.join(","), self.names)
+    }
+}
+
+impl FromStr for Plan {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Plan> {
+        let [peers, workloads, names] = text.split(' ').collect::<Vec<_>>()[..] else {
+            bail!("a plan has three words: {text:?}")
+        };
+        Ok(Plan {
+            peers: peers.split(',').map(str::parse).collect::<Result<_>>()?,
+            workloads: workloads.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            names: names.parse()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_survives_the_job_file() {
+        let plan = Plan { peers: Peer::ALL.to_vec(), workloads: vec![0, 5, 17], names: true };
+        assert_eq!(plan.to_string().parse::<Plan>().unwrap(), plan);
+        assert!("blkback".parse::<Plan>().is_err());
+        assert!("blkfront 1 true".parse::<Plan>().is_err());
+    }
+
+    #[test]
+    fn workloads_are_said_in_the_words_of_the_load_program() {
+        let all = Workload::all();
+        assert_eq!(all.len(), 18);
+        assert_eq!(all[5].words(), "read random 4096 32 1920");
+        assert_eq!(all[17].words(), "write sequential 1048576 4 64");
+        assert_eq!(all[17].to_string(), "1 MiB sequential write, depth 4");
+    }
+}
