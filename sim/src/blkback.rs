@@ -99,6 +99,9 @@ struct Connected {
     port: Port,
     /// It closed its port: the number may be another's by now.
     deaf: bool,
+    /// It has lied about its indices, and leaves them so: the next honest word on the ring would take the lie back before
+    /// anybody has seen it.
+    lost: bool,
     jobs: Vec<Job>,
     /// What had reached the disk at the last answer.
     answered: usize,
@@ -230,6 +233,7 @@ impl Blkback {
             mappings,
             port: port.expect("the frontend's port cannot be bound"),
             deaf: false,
+            lost: false,
             jobs: Vec::new(),
             answered: 0,
             persistent,
@@ -275,7 +279,7 @@ impl Blkback {
     /// Takes what is on the ring, if it was told to look.
     fn take(&mut self) -> bool {
         let Some(link) = &mut self.link else { return false };
-        if link.deaf || !self.world.take_event(DOM0, link.port) {
+        if link.deaf || link.lost || !self.world.take_event(DOM0, link.port) {
             return false;
         }
         loop {
@@ -305,7 +309,7 @@ impl Blkback {
             |link: &Connected| -> Vec<usize> { (0..link.jobs.len()).filter(|i| link.jobs[*i].due <= now).collect() };
         let mut busy = false;
         while let some @ [_, ..] = &ready(&link)[..]
-            && !self.options.stuck
+            && !(self.options.stuck || link.lost)
         {
             let job = link.jobs.swap_remove(some[self.random.index(some.len())]);
             let status = self.perform(&mut link, &job);
@@ -316,7 +320,7 @@ impl Blkback {
             }
             self.served += 1;
             busy = true;
-            if self.random.one_in(3) {
+            if link.lost || self.random.one_in(3) {
                 break;
             }
         }
@@ -324,7 +328,7 @@ impl Blkback {
         if busy {
             link.answered = self.disk.borrow().recorded();
         }
-        if busy && link.ring.publish() && !link.deaf {
+        if busy && !link.lost && link.ring.publish() && !link.deaf {
             self.world.notify(DOM0, link.port);
         }
         self.link = Some(link);
@@ -347,15 +351,17 @@ impl Blkback {
                 link.jobs.swap_remove(0);
                 honest
             }
-            (Lie::TooMany | Lie::Backward | Lie::LateWrite, _) => honest,
+            // What is taken back before it was taken is no lie.
+            (Lie::Backward, _) if link.ring.is_heard() => honest,
+            (Lie::TooMany | Lie::LateWrite, _) => honest,
             (_, _) => return link.ring.put(honest),
         };
         link.ring.put(lied);
         match lie {
             Lie::TooMany | Lie::Backward => {
                 let by = self.random.pick(&[1, 7, 32, 1 << 20, i32::MAX]);
-                let _asked = link.ring.publish();
                 link.ring.misstate(if lie == Lie::TooMany { by } else { -by });
+                link.lost = true;
                 self.world.notify(DOM0, link.port);
             }
             Lie::LateWrite => {
@@ -520,7 +526,7 @@ impl Actor for Blkback {
     }
 
     fn timer(&self) -> Option<Instant> {
-        let jobs = &self.link.as_ref().filter(|_| !self.options.stuck)?.jobs;
+        let jobs = &self.link.as_ref().filter(|link| !(self.options.stuck || link.lost))?.jobs;
         jobs.iter().map(|job| job.due).min()
     }
 

@@ -345,9 +345,15 @@ impl BackRing {
         crosses(self.shared.span.load(RSP_EVENT), old, self.rsp_prod)
     }
 
-    /// Says that it has put some more answers than it has, or fewer, without any.
+    /// Whether the frontend has taken all that was published, and sleeps: it asks for an event at the very next answer.
+    pub fn is_heard(&self) -> bool {
+        self.shared.span.load(RSP_EVENT) == self.published.wrapping_add(1)
+    }
+
+    /// Says that it has put some more answers than it has, or fewer than were published.
     pub fn misstate(&mut self, by: i32) {
-        self.shared.span.store(RSP_PROD, self.rsp_prod.wrapping_add_signed(by));
+        let truth = if by < 0 { self.published } else { self.rsp_prod };
+        self.shared.span.store(RSP_PROD, truth.wrapping_add_signed(by));
     }
 
     /// Asks for an event at the next request. Returns whether one came meanwhile.

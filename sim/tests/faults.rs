@@ -176,8 +176,9 @@ fn a_lower_disk_that_is_taken_away_and_comes_back() {
 /// One answer that no backend gives, and the disk is let go of: what else it would say is worth nothing.
 #[test]
 fn a_lower_backend_that_answers_nonsense_is_left() {
-    for lie in [Lie::WrongOp, Lie::UnknownId] {
-        let mut stage = Stage::with_lower(1, 1024);
+    seeds(0..24, |seed| {
+        let lie = [Lie::WrongOp, Lie::UnknownId, Lie::TooMany, Lie::Backward][seed as usize % 4];
+        let mut stage = Stage::with_lower(seed, 1024);
         let guest = stage.on_lower(GUEST);
         {
             let mut front = guest.front.borrow_mut();
@@ -195,7 +196,7 @@ fn a_lower_backend_that_answers_nonsense_is_left() {
         assert!(left, "after {lie:?}: {:?}\n{}", dom0.read(&state), stage.run.scene());
         stage.run.at_rest(&front);
         assert!(front.borrow().tally.errors > 0);
-    }
+    });
 }
 
 #[test]
