@@ -265,8 +265,3 @@ fn a_frontend_id_of_another_domain_is_refused() {
     let text = refused(|dom0, _, vbd| dom0.write(&format!("{}/frontend-id", vbd.backend_dir()), "9").unwrap());
     assert_eq!(text, "frontend-id is not the domain of the directory's name");
 }
-
-#[test]
-fn anything_they_can_think_of() {
-    sim::run::seeds(0..12, |seed| drop(sim::worlds::hostile::play(seed)));
-}

@@ -5,7 +5,7 @@ use sim::run::seeds;
 use sim::worlds::{Kind, play};
 
 fn some(kind: Kind) {
-    seeds(0..40, |seed| {
+    seeds(0..150, |seed| {
         play(kind, seed);
     });
 }
@@ -18,6 +18,11 @@ fn honest() {
 #[test]
 fn clumsy() {
     some(Kind::Clumsy);
+}
+
+#[test]
+fn hostile() {
+    some(Kind::Hostile);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 /// The crates, and what judges a mutant of each: packages, and the fast ones among their tests.
 const CRATES: [(&str, &[&str], &[&str]); 4] = [
-    ("protocol", &["protocol"], &[]),
+    ("protocol", &["protocol"], &["tapdisk", "messages", "hostile"]),
     ("xen", &["xen", "sim"], &["over_a_fake", "vchan", "faults", "life"]),
     ("drivers", &["drivers", "sim"], &["io", "faults", "hostile", "fuzz_replay"]),
     ("kernel", &["kernel", "sim"], &["io", "life", "faults", "minors", "control", "hostile", "regressions"]),
