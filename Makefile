@@ -18,7 +18,7 @@ packages := gcc libc6-dev binutils libxen-dev qemu-system-x86
 # instructions go.
 bench_flags := $(foreach peer,$(PEERS),--peers $(peer)) $(if $(LOADS),--loads '$(LOADS)') $(if $(RUNS),--runs $(RUNS))
 
-.PHONY: bench profile run test setup build lint host sim crash boots fuzz loom mutants miri size clean
+.PHONY: bench bench-formats profile run test setup build lint host sim crash boots fuzz loom mutants miri size clean
 
 run: build
 	$(boots) run $(run_flags)
@@ -62,6 +62,12 @@ sim: setup
 # Power cuts, more of them than the ordinary tests have.
 crash:
 	SEEDS=200 DRAWS=20 cargo test --locked --release -p sim --test crash
+
+# What image formats cost, in instructions.
+bench-formats: setup
+	@command -v valgrind >/dev/null || { echo "install valgrind first: apt-get install valgrind"; exit 1; }
+	cargo build --locked --release -p formats
+	target/release/formats
 
 boots: build
 	$(boots) test

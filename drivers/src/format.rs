@@ -48,6 +48,9 @@ pub trait Format {
     where
         Self: 'a;
 
+    /// Sectors of the disk.
+    fn sectors(&self) -> u64;
+
     /// What the disk is.
     fn info(&self) -> Info;
 

@@ -1,111 +1,146 @@
-//! What a name opens: a leaf that moves bytes, and where on it the disk lies.
+//! What a name opens: a leaf that moves bytes, and the format of the image on it.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use protocol::errno::Errno;
 
 use xen::port::Xen;
 use xen::sync::Listener;
 
-use crate::device::blkfront::{Blkfront, Life};
 use crate::device::lowers::Lowers;
 use crate::device::ram::Ram;
 use crate::disk::{Device, Error, Info, Op, Piece, within};
-use crate::partition::{self, Extent};
-use crate::target::{OpenError, Target};
+use crate::format::joined::Joined;
+use crate::format::vhd::open::Place;
+use crate::format::vhd::{Vhd, open};
+use crate::partition;
+use crate::target::{Lower, OpenError, Target};
+use crate::volume::{Disks, Run, Volume};
 
-/// The devices that are compiled in.
-enum Leaf<X: Xen> {
+/// The devices and formats that are compiled in.
+enum Kind<X: Xen> {
     Ram(Ram),
-    Lower(Rc<Blkfront<X>>),
+    Raw(Volume<X>),
+    Vhd(Box<Joined<Vhd<Volume<X>>>>),
 }
 
 /// An opened disk.
 pub struct Stack<X: Xen> {
-    leaf: Leaf<X>,
-    /// A part of the leaf; none means all of it, also what it grows by.
-    part: Option<Extent>,
+    kind: Kind<X>,
+}
+
+/// Opens a lower disk or a partition of it.
+async fn volume<X: Xen>(lowers: &Lowers<X>, lower: &Lower) -> Result<Volume<X>, OpenError> {
+    let disk = lowers.find(lower).await?;
+    if disk.info().sectors == 0 {
+        return Err(OpenError::new(Errno::EINVAL, format!("{lower}: it has no sectors we can address")));
+    }
+    let Some(number) = lower.partition else { return Ok(Volume::whole(disk)) };
+    let part = partition::find(&*disk, lower, number).await?;
+    Ok(Volume::of(&(Rc::new([disk]) as Disks<X>), alloc::vec![Run::linear(0, part.start, part.sectors)]))
+}
+
+/// A lower disk holds one image: there is no place for its parent.
+struct Alone<'a, X: Xen>(&'a Lower, core::marker::PhantomData<X>);
+
+impl<X: Xen> Place for Alone<'_, X> {
+    type Store = Volume<X>;
+
+    async fn parent(&self, name: &str) -> Result<(Volume<X>, String), OpenError> {
+        let text = format!("\"{}\" is not on {}", crate::target::Quoted(name), self.0);
+        Err(OpenError::new(Errno::ENOENT, text))
+    }
 }
 
 impl<X: Xen> Stack<X> {
-    /// Opens what `name` names.
-    pub async fn open(lowers: &Lowers<X>, name: &str) -> Result<Self, OpenError> {
-        match Target::parse(name)? {
+    /// Opens what `name` names. What is opened read-only writes nothing, not for itself either.
+    pub async fn open(lowers: &Lowers<X>, name: &str, read_only: bool) -> Result<Self, OpenError> {
+        let kind = match Target::parse(name)? {
             Target::Ram { pages } => match Ram::new(pages) {
-                Ok(ram) => Ok(Stack { leaf: Leaf::Ram(ram), part: None }),
+                Ok(ram) => Kind::Ram(ram),
                 Err(_) => {
                     let text = format!("target \"{name}\": {pages} pages are more than this domain can spare");
-                    Err(OpenError::new(Errno::ENOMEM, text))
+                    return Err(OpenError::new(Errno::ENOMEM, text));
                 }
             },
-            Target::Raw(lower) => {
-                let disk = lowers.find(&lower).await?;
-                if disk.info().sectors == 0 {
-                    return Err(OpenError::new(Errno::EINVAL, format!("{lower}: it has no sectors we can address")));
-                }
-                let part = match lower.partition {
-                    Some(number) => Some(partition::find(&*disk, &lower, number).await?),
-                    None => None,
-                };
-                Ok(Stack { leaf: Leaf::Lower(disk), part })
+            Target::Raw(lower) => Kind::Raw(volume(lowers, &lower).await?),
+            Target::Vhd(lower) => {
+                let store = volume(lowers, &lower).await?;
+                let place = Alone(&lower, core::marker::PhantomData);
+                let format = open::open(&place, store, &lower.to_string(), read_only).await?;
+                Kind::Vhd(Box::new(Joined { format }))
             }
+        };
+        Ok(Stack { kind })
+    }
+
+    /// Makes durable all that it knows, before it is let go of. A stack that was only dropped is as after a power cut.
+    pub async fn close(&self) -> Result<(), Error> {
+        match &self.kind {
+            Kind::Vhd(image) if !image.info().read_only => image.submit(Op::Flush, 0).await,
+            Kind::Ram(_) | Kind::Raw(_) | Kind::Vhd(_) => Ok(()),
+        }
+    }
+
+    /// What it lies on; none if that is our own memory.
+    fn volume(&self) -> Option<&Volume<X>> {
+        match &self.kind {
+            Kind::Ram(_) => None,
+            Kind::Raw(volume) => Some(volume),
+            Kind::Vhd(image) => Some(image.format.leaf()),
         }
     }
 
     /// Hears when its size or its life changes from now on; none if they never do.
     pub fn changes(&self) -> Option<Listener> {
-        match &self.leaf {
-            Leaf::Ram(_) => None,
-            Leaf::Lower(disk) => Some(disk.changed.listen()),
-        }
+        self.volume().map(Volume::changes)
     }
 
     /// Whether its content is gone when it is closed.
     pub fn is_volatile(&self) -> bool {
-        matches!(self.leaf, Leaf::Ram(_))
+        matches!(self.kind, Kind::Ram(_))
     }
 
     /// Whether the store below went away for good.
     pub fn is_over(&self) -> bool {
-        matches!(&self.leaf, Leaf::Lower(disk) if disk.life() == Life::Over)
-    }
-
-    fn start(&self) -> u64 {
-        self.part.map_or(0, |part| part.start)
+        self.volume().is_some_and(Volume::is_over)
     }
 }
 
 impl<X: Xen> Device for Stack<X> {
     fn info(&self) -> Info {
-        let info = match &self.leaf {
-            Leaf::Ram(disk) => disk.info(),
-            Leaf::Lower(disk) => disk.info(),
-        };
-        Info { sectors: self.part.map_or(info.sectors, |part| part.sectors), ..info }
+        match &self.kind {
+            Kind::Ram(disk) => disk.info(),
+            Kind::Raw(disk) => disk.info(),
+            Kind::Vhd(disk) => disk.info(),
+        }
     }
 
     async fn take(&self, sector: u64, shape: impl ExactSizeIterator<Item = (u8, u8)>, into: &mut Vec<Piece>) {
-        let sector = self.start() + sector;
-        match &self.leaf {
-            Leaf::Ram(disk) => disk.take(sector, shape, into).await,
-            Leaf::Lower(disk) => disk.take(sector, shape, into).await,
+        match &self.kind {
+            Kind::Ram(disk) => disk.take(sector, shape, into).await,
+            Kind::Raw(disk) => disk.take(sector, shape, into).await,
+            Kind::Vhd(disk) => disk.take(sector, shape, into).await,
         }
     }
 
     fn give(&self, pieces: &mut Vec<Piece>) {
-        match &self.leaf {
-            Leaf::Ram(disk) => disk.give(pieces),
-            Leaf::Lower(disk) => disk.give(pieces),
+        match &self.kind {
+            Kind::Ram(disk) => disk.give(pieces),
+            Kind::Raw(disk) => disk.give(pieces),
+            Kind::Vhd(disk) => disk.give(pieces),
         }
     }
 
     async fn submit(&self, op: Op<'_>, sector: u64) -> Result<(), Error> {
         within(sector, op.sectors(), self.info().sectors)?;
-        let sector = self.start() + sector;
-        match &self.leaf {
-            Leaf::Ram(disk) => disk.submit(op, sector).await,
-            Leaf::Lower(disk) => disk.submit(op, sector).await,
+        match &self.kind {
+            Kind::Ram(disk) => disk.submit(op, sector).await,
+            Kind::Raw(disk) => disk.submit(op, sector).await,
+            Kind::Vhd(disk) => disk.submit(op, sector).await,
         }
     }
 }

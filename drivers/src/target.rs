@@ -40,6 +40,8 @@ pub enum Target {
     },
     /// `aio:/dev/xvdX` or `raw:`: a lower disk, or a partition of it.
     Raw(Lower),
+    /// `vhd:`: the VHD on one.
+    Vhd(Lower),
 }
 
 /// A disk below us, as the guest naming of Xen has it.
@@ -72,13 +74,13 @@ impl Target {
                 Some(bytes) => Ok(Target::Ram { pages: (bytes / xen::page::PAGE_BYTES as u64) as usize }),
                 None => Err(invalid("the size is not a multiple of 4096 bytes between 4K and 1T, as 64M")),
             },
-            "aio" | "raw" => match lower(source) {
-                Some(lower) => Ok(Target::Raw(lower)),
+            "aio" | "raw" | "vhd" => match lower(source) {
+                Some(lower) => Ok(if kind == "vhd" { Target::Vhd(lower) } else { Target::Raw(lower) }),
                 None => Err(invalid("the source is not a lower disk, as /dev/xvda or /dev/xvda1")),
             },
             _ => Err(OpenError::new(
                 Errno::ENOENT,
-                format!("target \"{}\": type \"{}\" is none of aio, raw, ram", Quoted(name), Quoted(kind)),
+                format!("target \"{}\": type \"{}\" is none of aio, raw, vhd, ram", Quoted(name), Quoted(kind)),
             )),
         }
     }
@@ -157,6 +159,7 @@ mod tests {
         assert_eq!(Target::parse("raw:/dev/xvdb3"), raw(51728, Some(3)));
         assert_eq!(Target::parse("/dev/xvdp"), raw(51952, None));
         assert_eq!(Target::parse("aio:/dev/xvdq128"), raw(1 << 28 | 16 << 8, Some(128)));
+        assert_eq!(Target::parse("vhd:/dev/xvdb"), Ok(Target::Vhd(Lower { device: 51728, partition: None })));
         assert_eq!(Target::parse("aio:/dev/xvdaa"), raw(1 << 28 | 26 << 8, None));
     }
 
@@ -165,7 +168,7 @@ mod tests {
         for (name, says) in [
             ("", "TYPE:SOURCE"),
             ("xvda", "TYPE:SOURCE"),
-            ("vhd:/dev/xvda", "type \"vhd\" is none of"),
+            ("vmdk:/dev/xvda", "type \"vmdk\" is none of"),
             ("ram:", "size"),
             ("ram:0", "size"),
             ("ram:1", "size"),

@@ -142,6 +142,15 @@ impl<X: Xen> Minors<X> {
         self.closed.set(true);
     }
 
+    /// Makes durable what all images know, as far as that works.
+    pub async fn settle(&self) {
+        for minor in self.all() {
+            if let Err(error) = minor.settle().await {
+                log::error!("minor {}: what was not flushed is lost: {error}", minor.number);
+            }
+        }
+    }
+
     /// Takes a minor off the table.
     pub fn detach(&self, number: u16) {
         self.table.borrow_mut().remove(&number);
@@ -234,7 +243,7 @@ impl<X: Xen> Minor<X> {
     /// OPEN, where its verdict is to do it.
     pub async fn open(&self, lowers: &Lowers<X>, name: &str, read_only: bool) -> Result<(), OpenError> {
         self.begin(Kind::Open);
-        let result = Stack::open(lowers, name).await;
+        let result = Stack::open(lowers, name, read_only).await;
         let well = result.is_ok();
         let result = result.map(|stack| {
             *self.stack.borrow_mut() = Some(Rc::new(stack));
@@ -247,20 +256,32 @@ impl<X: Xen> Minor<X> {
     }
 
     /// PAUSE, where its verdict is to do it: takes no new requests, waits until none is in flight, and closes the image
-    /// (a disk in our own memory is kept). False if the minor was closed meanwhile. Dropped before its end, it is
-    /// called off, and requests are taken again.
-    pub async fn pause(&self) -> bool {
+    /// (a disk in our own memory is kept). False if the minor was closed meanwhile. Dropped before its end, or if the
+    /// image cannot make durable what it knows, it is called off, and requests are taken again.
+    pub async fn pause(&self) -> Result<bool, Error> {
         let work = self.begin(Kind::Pause);
-        let off = CalledOff(self, work);
+        let _off = CalledOff(self, work);
         self.drained(work).await;
-        core::mem::forget(off);
         if !self.is_at_work(work) {
-            return false;
+            return Ok(false);
+        }
+        self.settle().await?;
+        if !self.is_at_work(work) {
+            return Ok(false);
         }
         self.info();
         self.put_away();
         self.end(true);
-        true
+        Ok(true)
+    }
+
+    /// Makes durable what the image knows. To be done before it is let go of.
+    pub async fn settle(&self) -> Result<(), Error> {
+        let stack = self.stack.borrow().clone();
+        match stack {
+            Some(stack) => stack.close().await,
+            None => Ok(()),
+        }
     }
 
     /// RESUME, where its verdict is to do it: opens the image again, or another of the same size under the same rings.
@@ -294,7 +315,7 @@ impl<X: Xen> Minor<X> {
     /// The same image may have grown meanwhile, as it may while it is open; another one must be of the same size. Neither
     /// may be read-only where the image was not.
     async fn reopen(&self, lowers: &Lowers<X>, name: &str, same: bool) -> Result<Rc<Stack<X>>, OpenError> {
-        let stack = Stack::open(lowers, name).await?;
+        let stack = Stack::open(lowers, name, self.is_read_only()).await?;
         let (old, new) = (self.info.get().map_or(0, |info| info.sectors), stack.info().sectors);
         if new < old || new > old && !same {
             let text = format!("target \"{name}\": {new} sectors, but minor {} has {old}", self.number);
@@ -316,6 +337,10 @@ impl<X: Xen> Minor<X> {
         let work = self.begin(Kind::Close);
         if !force {
             self.drained(work).await;
+            // Nobody could do anything else with it now, and what was flushed is durable.
+            if let Err(error) = self.settle().await {
+                log::error!("minor {}: closed, but what was not flushed is lost: {error}", self.number);
+            }
         }
         if !self.is_at_work(work) {
             // FORCE_SHUTDOWN came meanwhile and closed it; what is there now is the next one's.
@@ -396,7 +421,8 @@ struct CalledOff<'a, X: Xen>(&'a Minor<X>, u64);
 
 impl<X: Xen> Drop for CalledOff<'_, X> {
     fn drop(&mut self) {
-        if self.0.is_at_work(self.1) {
+        // Once it has ended it stands elsewhere.
+        if self.0.is_at_work(self.1) && self.0.state.get() == State::Pausing {
             self.0.end(false);
         }
     }

@@ -1,12 +1,17 @@
 //! `control/shutdown`: the toolstack's word to end (docs/misc/xenstore-paths of Xen).
 
 use alloc::rc::Rc;
+use core::time::Duration;
 
+use embassy_futures::select::select;
 use protocol::xenstore::Reason;
 use xen::patience::Patience;
 use xen::port::{Stop, Xen};
 
 use crate::Shared;
+
+/// How long images may take to make durable what they know before the end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 const NODE: &str = "control/shutdown";
 
@@ -41,10 +46,16 @@ async fn listen<X: Xen>(shared: &Shared<X>, patience: &Patience) -> Result<(), R
         match stop {
             Some(stop) => {
                 log::info!("{word} was asked for, {} disks are served", shared.vbds.count());
-                shared.stop.set(Some(stop));
+                end(shared, stop).await;
                 return Ok(());
             }
             None => log::warn!("{NODE}: \"{}\" is refused", drivers::target::Quoted(&word)),
         }
     }
+}
+
+/// Ends the domain, once its images know nothing that is not durable, or will not be for long.
+pub async fn end<X: Xen>(shared: &Shared<X>, stop: Stop) {
+    select(shared.minors.settle(), shared.domain.sleep(PATIENCE)).await;
+    shared.stop.set(Some(stop));
 }

@@ -509,6 +509,10 @@ impl<X: Xen> Vbd<X> {
             self.note(Event::Disconnected(0));
             if let Some(minor) = &self.minor {
                 self.say_log(Level::Info, format_args!("disconnected: {}", minor.stats));
+                // Whoever hears Closed may open the image elsewhere.
+                if let Err(error) = minor.settle().await {
+                    self.say_log(Level::Error, format_args!("what was not flushed is lost: {error}"));
+                }
             }
             self.shared.domain.held.changed.raise();
         }

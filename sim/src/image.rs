@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use drivers::disk::{Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, Store, within};
 use drivers::format::joined::Joined;
+use drivers::format::vhd::make::{self, New};
 use drivers::format::vhd::{Vhd, open};
 use drivers::target::OpenError;
 use protocol::errno::Errno;
@@ -178,6 +179,13 @@ impl Store for Slab {
     async fn zero(&self, sector: u64, sectors: u64) -> Result<(), Error> {
         self.save(sector, &vec![0; sectors as usize * SECTOR_BYTES]).await
     }
+}
+
+/// Lays an image on a disk, with the product's own hand.
+pub fn lay(disk: &mut Disk, new: &New<'_>) {
+    let shared = Rc::new(RefCell::new(std::mem::replace(disk, Disk::new(1))));
+    finish(make::make(&Slab::new(&shared, &mut Random::new(1)), "an image", new)).expect("room for it");
+    std::mem::swap(disk, &mut shared.borrow_mut());
 }
 
 /// Images by name, as a folder or a volume group has them.

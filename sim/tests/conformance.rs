@@ -1,9 +1,11 @@
 //! Every disk there is, held to the same contract: one line each.
 
 use drivers::device::ram::Ram;
+use drivers::format::vhd::make::{Form, New};
 use sim::blkback::Options;
 use sim::conformance::{alone, lower, opened};
 use sim::gpt;
+use sim::image::lay;
 use sim::random::Random;
 use sim::run::seeds;
 
@@ -64,4 +66,28 @@ fn a_stack_on_a_partition() {
 #[test]
 fn a_stack_on_a_partition_that_is_read_only() {
     seeds(0..3, |seed| opened(seed, "aio:/dev/xvda1", read_only(), |disk| gpt::write(disk, &[(63, 401)])));
+}
+
+fn a_vhd(form: Form<'_>) -> New<'_> {
+    New { id: [9; 16], sectors: 300, timestamp: 0, form }
+}
+
+#[test]
+fn a_stack_of_a_dynamic_vhd() {
+    seeds(0..12, |seed| {
+        let block = [8, 16, 64][seed as usize % 3];
+        // Blocks of 4 KiB have as much around them as in them.
+        let new = New { sectors: if block == 64 { 300 } else { 200 }, ..a_vhd(Form::Dynamic(block)) };
+        opened(seed, "vhd:/dev/xvda", way(seed * 7), |disk| lay(disk, &new));
+    });
+}
+
+#[test]
+fn a_stack_of_a_fixed_vhd() {
+    seeds(0..6, |seed| opened(seed, "vhd:/dev/xvda", way(seed * 11), |disk| lay(disk, &a_vhd(Form::Fixed))));
+}
+
+#[test]
+fn a_stack_of_a_vhd_that_is_read_only() {
+    seeds(0..3, |seed| opened(seed, "vhd:/dev/xvda", read_only(), |disk| lay(disk, &a_vhd(Form::Dynamic(64)))));
 }

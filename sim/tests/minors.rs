@@ -39,7 +39,9 @@ fn number_of(stage: &Stage) -> u16 {
 }
 
 fn pause(stage: &mut Stage, number: u16) -> bool {
-    inside(stage, async move |shared| shared.minors.get(number).expect("attached").pause().await)
+    inside(stage, async move |shared| {
+        shared.minors.get(number).expect("attached").pause().await.expect("a store that works")
+    })
 }
 
 fn resume(stage: &mut Stage, number: u16, name: Option<&'static str>) -> Result<(), OpenError> {

@@ -115,6 +115,11 @@ impl<S: Store> Vhd<S> {
         self.layers.len() * size_of::<Layer<S>>() + self.map.borrow().bytes() + self.cache.borrow().bytes() + leaf
     }
 
+    /// What the image that is written lies on.
+    pub fn leaf(&self) -> &S {
+        &self.layers[0].store
+    }
+
     /// How many images deep it is.
     pub fn depth(&self) -> usize {
         self.layers.len()
@@ -227,6 +232,10 @@ impl<S: Store> Format for Vhd<S> {
         = Visit<'a>
     where
         S: 'a;
+
+    fn sectors(&self) -> u64 {
+        self.layers[0].sectors
+    }
 
     fn info(&self) -> Info {
         let (leaf, store) = (&self.layers[0], self.layers[0].store.info());

@@ -24,6 +24,7 @@ use xen::vchan::{Broken, Connection, Server};
 use super::commands::{Commands, Then};
 use super::events;
 use crate::Shared;
+use crate::power;
 use crate::quiet::Quiet;
 
 /// What is spoken on a channel.
@@ -108,7 +109,7 @@ pub async fn run<X: Xen>(shared: Rc<Shared<X>>, channel: Channel) {
             // The client hears that we are done before the domain ends.
             drop(line);
             match ended {
-                Ok(Then::Stop(stop)) => shared.stop.set(Some(stop)),
+                Ok(Then::Stop(stop)) => power::end(&shared, stop).await,
                 Ok(Then::GoOn) => {}
                 Err(broken) => log::debug!("control: {broken}"),
             }

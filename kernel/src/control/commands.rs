@@ -10,7 +10,7 @@ use core::future::poll_fn;
 use core::task::Poll;
 use protocol::errno::Errno;
 
-use drivers::disk::{Info, SECTOR_BYTES};
+use drivers::disk::{Error, Info, SECTOR_BYTES};
 use drivers::target::OpenError;
 use embassy_futures::poll_once;
 use embassy_futures::select::{Either, select};
@@ -184,7 +184,9 @@ impl<X: Xen> Commands<'_, X> {
                     return Ok(Some(Body::OpenRsp(image(&minor)?)));
                 }
                 Body::Pause => {
-                    if !self.while_there(self.minor(cookie)?.pause()).await? {
+                    let paused = self.while_there(self.minor(cookie)?.pause()).await?;
+                    let not = |error: Error| failed(error.errno(), format!("minor {cookie}: its image: {error}"));
+                    if !paused.map_err(not)? {
                         return Err(failed(Errno::EBUSY, format!("minor {cookie}: it was closed meanwhile")));
                     }
                 }

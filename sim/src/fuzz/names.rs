@@ -17,9 +17,10 @@ pub fn names(bytes: &[u8]) {
     let quoted = Quoted(text).to_string();
     assert!(quoted.len() <= 67 && quoted.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{quoted:?}");
     match Target::parse(text) {
-        Ok(Target::Raw(lower)) => {
+        Ok(target @ (Target::Raw(lower) | Target::Vhd(lower))) => {
             // What is shown names the same disk.
-            assert_eq!(Target::parse(&format!("aio:{lower}")), Ok(Target::Raw(lower)));
+            let kind = if text.starts_with("vhd:") { "vhd" } else { "aio" };
+            assert_eq!(Target::parse(&format!("{kind}:{lower}")), Ok(target));
             assert!(text.ends_with(&lower.to_string()), "{text:?} shows as {lower}");
             assert!(lower.partition.is_none_or(|number| (1..=128).contains(&number)));
         }

@@ -23,6 +23,8 @@ pub enum Source {
     Partition(usize, u32),
     /// Memory of the backend, in mebibytes.
     Ram(u32),
+    /// The VHD on a whole lower disk.
+    Vhd(usize),
     /// A VBD that messages made, by its minor.
     Minor(u16),
 }
@@ -140,6 +142,7 @@ fn tapdom_target(source: Source) -> String {
     match source {
         Source::Disk(index) => format!("aio:/dev/{}", letter(index)),
         Source::Partition(index, number) => format!("aio:/dev/{}{number}", letter(index)),
+        Source::Vhd(index) => format!("vhd:/dev/{}", letter(index)),
         Source::Ram(mebibytes) => format!("ram:{mebibytes}M"),
         Source::Minor(minor) => format!("minor:{minor}"),
     }
@@ -149,7 +152,7 @@ fn dom0_target(source: Source) -> String {
     match source {
         Source::Disk(index) => format!("/dev/loop{index}"),
         Source::Partition(index, number) => format!("/dev/loop{index}p{number}"),
-        Source::Ram(_) | Source::Minor(_) => "/dev/ram0".to_owned(),
+        Source::Ram(_) | Source::Vhd(_) | Source::Minor(_) => "/dev/ram0".to_owned(),
     }
 }
 

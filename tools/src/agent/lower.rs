@@ -21,6 +21,12 @@ pub const TOOLS_LOOP: &str = "/dev/loop7";
 /// The loop device through which dom0 looks at a lower disk: a fresh one has no old pages in its cache.
 const LOOKING_LOOP: &str = "/dev/loop6";
 
+/// An image that QEMU makes or reads.
+const MADE: &str = "/disks/image";
+
+/// QEMU reading an image of 160 MiB under emulation.
+const CONVERT: Duration = Duration::from_secs(120);
+
 /// One lower disk.
 pub struct Lower {
     file: String,
@@ -68,6 +74,28 @@ impl Lower {
     pub fn remove(self) -> Result<()> {
         run(&["busybox", "losetup", "-d", &self.device], PROMPT)?;
         fs::remove_file(&self.file).with_context(|| format!("removing {}", self.file))
+    }
+
+    /// Puts a new VHD on it, as QEMU makes one: dynamic, a disk of so many mebibytes.
+    pub fn make_vhd(&self, mebibytes: u64) -> Result<()> {
+        let size = format!("{mebibytes}M");
+        let options = "subformat=dynamic,force_size=on";
+        run(&["qemu-img", "create", "-q", "-f", "vpc", "-o", options, MADE, &size], PROMPT)?;
+        run(
+            &["busybox", "dd", &format!("if={MADE}"), &format!("of={}", self.device), "bs=1M", "conv=notrunc,fsync"],
+            PROMPT,
+        )?;
+        fs::remove_file(MADE).context("removing the image that was copied")
+    }
+
+    /// Reads the VHD on it with QEMU's own eyes and looks at the disk that it is.
+    pub fn look_into_vhd<T>(&self, look: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+        self.look(|device| run(&["qemu-img", "convert", "-f", "vpc", "-O", "raw", device, MADE], CONVERT).map(drop))?;
+        attach(LOOKING_LOOP, MADE)?;
+        let seen = look(LOOKING_LOOP);
+        run(&["busybox", "losetup", "-d", LOOKING_LOOP], PROMPT)?;
+        fs::remove_file(MADE).context("removing what QEMU read")?;
+        seen
     }
 
     /// How many bytes of the disk are in use, holes not counted.

@@ -183,6 +183,17 @@ impl<'a> World<'a> {
         })
     }
 
+    /// The same on the disk that the VHD on a lower disk is, as QEMU reads it.
+    pub fn look_into_vhd(&mut self, disk: usize, exercise: impl FnOnce(String) -> Exercise) -> Result<String> {
+        let (lower, gymnast, reporter) = (&self.lower[disk], &mut self.gymnast, self.reporter);
+        lower.look_into_vhd(|device| {
+            let exercise = exercise(device.to_owned());
+            let answer = gymnast.perform(&exercise).with_context(|| format!("dom0 on what QEMU read: {exercise}"))?;
+            reporter.detail(&format!("dom0 on what QEMU read: {exercise}: {answer}"));
+            Ok(answer)
+        })
+    }
+
     /// Attaches a disk to a running side and waits until it is there. xl is content only if the backend reached InitWait
     /// within the 10 s that libxl grants.
     pub fn attach(&mut self, side: Side, vdev: &str, access: &str, source: Source) -> Result<()> {

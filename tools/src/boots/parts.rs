@@ -107,14 +107,27 @@ const PACKAGES: &[&str] = &[
     "libp11-kit0",
     "libtasn1-6",
     "libffi8",
+    // qemu-img
+    "qemu-utils",
+    "liburing2",
+    "libglib2.0-0",
+    "libpcre2-8-0",
 ];
 
 /// The package whose only dependency is Debian's newest kernel.
 const KERNEL: &str = "linux-image-amd64";
 
 /// Programs for the disk of tools that dom0 and the guests mount read-only: too big to unpack into every guest.
-const JUDGES: &[&str] =
-    &["usr/bin/fio", "sbin/mke2fs", "sbin/e2fsck", "sbin/resize2fs", "sbin/fstrim", "sbin/sfdisk", "sbin/blockdev"];
+const JUDGES: &[&str] = &[
+    "usr/bin/fio",
+    "usr/bin/qemu-img",
+    "sbin/mke2fs",
+    "sbin/e2fsck",
+    "sbin/resize2fs",
+    "sbin/fstrim",
+    "sbin/sfdisk",
+    "sbin/blockdev",
+];
 
 /// Debian's parts, fetched and unpacked.
 pub struct Parts {

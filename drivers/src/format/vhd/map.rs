@@ -169,6 +169,28 @@ impl Map {
 
     /// Sectors from `first` to `end` of a stretch are now at `place`, if anything is known of the stretch.
     pub fn patch(&mut self, stretch: u32, first: u32, end: u32, place: Place) {
+        if !self.lengthen(stretch, first, end, place) {
+            self.cut(stretch, first, end, place);
+        }
+    }
+
+    /// As [`patch`](Map::patch) where a run only becomes longer, as when a disk is written from its begin to its end.
+    fn lengthen(&mut self, stretch: u32, first: u32, end: u32, place: Place) -> bool {
+        let at = self.place(stretch);
+        let Slot { stretch: known, view: View::Mixed(runs) } = &mut self.slots[at] else { return false };
+        let next = runs.partition_point(|run| run.first < first);
+        if *known != stretch || next == 0 || next == runs.len() {
+            return false;
+        }
+        let (last, left) = (runs[next - 1], runs.get(next + 1).map_or(1 << self.shift, |run| run.first));
+        let fits = last.place.skip(first - last.first) == place && runs[next].first == first && end < left;
+        if fits {
+            runs[next] = Run { first: end, place: runs[next].place.skip(end - first) };
+        }
+        fits
+    }
+
+    fn cut(&mut self, stretch: u32, first: u32, end: u32, place: Place) {
         let slot = &self.slots[self.place(stretch)];
         let whole;
         let old: &[Run] = match &slot.view {

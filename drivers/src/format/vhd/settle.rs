@@ -56,6 +56,8 @@ impl<S: Store> Vhd<S> {
                 }
             }
         }
+        // A whole block changes no more: the map alone knows it from now on.
+        leaf.open.retain(|_, open| !open.is_settled() || open.bits.iter().any(|byte| *byte != 0xff));
         for (block, at) in freed.iter().filter(|_| well) {
             leaf.freed.remove(block);
             leaf.limbo[1].push(*at);

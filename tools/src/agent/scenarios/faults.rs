@@ -61,7 +61,7 @@ pub fn wrong_targets(world: &mut World<'_>) -> Result<()> {
 pub fn qdisk_kind(world: &mut World<'_>) -> Result<()> {
     let spec = format!("format=vhd,vdev=xvde,access=rw,backend={},target=/dev/xvda", world.server.name);
     run(&["xl", "block-attach", "0", &spec], XL)?;
-    let text = demand_text(&world.server, "qdisk", "xvde", "vhd")?;
+    let text = demand_text(&world.server, "qdisk", "xvde", "VHD")?;
     world.reporter.detail(&format!("qdisk with vhd: {text}"));
     clear("xvde")?;
     still_serves(world)

@@ -9,6 +9,7 @@ pub(super) mod plugging;
 mod records;
 mod shapes;
 mod use_of_disks;
+mod vhd;
 
 use std::time::Instant;
 
@@ -60,6 +61,12 @@ pub const ALL: &[Scenario] = &[
         shows: "fio at depth 32 with sizes from 512 B to 1 MiB verifies in the guest and from dom0",
         fits_dom0: true,
         run: use_of_disks::pv_fio,
+    },
+    Scenario {
+        name: "vhd-qemu",
+        shows: "a VHD that QEMU made serves a PV guest's files and dom0's fio, and QEMU reads what they wrote",
+        fits_dom0: false,
+        run: vhd::qemu,
     },
     Scenario {
         name: "hotplug",
