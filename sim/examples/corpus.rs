@@ -127,12 +127,22 @@ fn all() -> Vec<(&'static str, Inputs)> {
             ],
         ),
         (
+            // Bytes of choices: block sizes, how many harms, where and what, then requests.
+            "image",
+            vec![
+                ("whole", vec![0, 0, 0, 1, 8, 1, 20, 0, 4, 2, 8, 3, 3, 30, 0, 4, 0, 1, 40, 0]),
+                ("a-table", vec![1, 2, 1, 2, 3, 1, 0, 2, 40, 0, 3, 1, 2, 60, 0, 1, 8, 10, 0, 9, 9]),
+                ("a-header", vec![0, 1, 1, 1, 2, 0, 7, 1, 0, 1, 9, 1, 2, 3, 4]),
+                ("both-footers", vec![0, 0, 2, 1, 0, 0, 12, 5, 8, 7, 6, 5, 0, 0, 1, 4, 9, 1, 20, 0]),
+            ],
+        ),
+        (
             "names",
             vec![
                 ("lower", b"aio:/dev/xvda".to_vec()),
                 ("partition", b"raw:/dev/xvdzz128".to_vec()),
                 ("ram", b"ram:64M".to_vec()),
-                ("type", b"vhd:/dev/xvda".to_vec()),
+                ("vhd", b"vhd:/dev/xvda".to_vec()),
                 ("number", b"18446744073709551615".to_vec()),
                 ("names", b"51712\0queue-0\0".to_vec()),
                 ("event", b"backend/vbd/3/51712/state\x007\0".to_vec()),

@@ -9,6 +9,7 @@
 //! - `fuzz/handshake.rs`: states of the other side of a device, and of the toolstack
 //! - `fuzz/store.rs`: a xenstored
 //! - `fuzz/tables.rs`: a disk with a partition table
+//! - `fuzz/image.rs`: a chain of VHDs
 //! - `fuzz/names.rs`: a toolstack's texts
 //! - `fuzz/control.rs`: a control channel's bytes
 //! - `fuzz/vchan.rs`: the other side of a vchan's page
@@ -18,6 +19,7 @@ mod blkif;
 mod control;
 mod domain;
 mod handshake;
+mod image;
 mod names;
 mod ring;
 mod store;
@@ -28,6 +30,7 @@ pub use blkif::blkif;
 pub use control::control;
 pub use domain::domain;
 pub use handshake::{handshake, handshake_lower};
+pub use image::image;
 pub use names::names;
 pub use ring::{answers, requests};
 pub use store::store;
@@ -53,6 +56,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "handshake_lower", run: handshake_lower, replay: (20000, 64) },
     Target { name: "store", run: store, replay: (2000, 512) },
     Target { name: "tables", run: tables, replay: (2000, 1024) },
+    Target { name: "image", run: image, replay: (4000, 256) },
     Target { name: "names", run: names, replay: (20000, 96) },
     Target { name: "control", run: control, replay: (1500, 256) },
     Target { name: "vchan", run: vchan, replay: (4000, 256) },

@@ -25,6 +25,9 @@ use crate::target::OpenError;
 
 /// Images of one chain at most.
 pub const DEPTH_MAX: usize = 1024;
+/// Places of blocks at most in an image that is written: a bit for each is kept. 2 TiB have room for
+/// a million of the usual size.
+const PLACES_MAX: u64 = 4 << 20;
 /// Bytes of a table read at once.
 const SCAN_BYTES: usize = 32 << 10;
 
@@ -247,6 +250,11 @@ async fn find_parent<P: Place>(
 async fn scan<S: Store>(store: &S, table: &Table, footer_at_end: bool, name: &str) -> Result<Leaf, OpenError> {
     let info = store.info();
     let mut slots = Slots::new(table.metadata_end(), blocks_end(&info), table.bitmap, table.sectors());
+    if slots.places() > PLACES_MAX && !info.grows {
+        let why =
+            format_args!("blocks of {} sectors are too small to write in {} sectors", table.sectors(), info.sectors);
+        return Err(bad(name, why));
+    }
     let mut buffer = alloc::vec![0; SCAN_BYTES];
     let (mut sector, mut left) = (table.sector, table.entries as usize);
     while left > 0 {

@@ -35,8 +35,16 @@ impl Slots {
         Slots { first, stride, block, end, used: Vec::new(), hint: 0, uneven: false }
     }
 
-    /// A block that begins at `sector` uses its room.
+    /// How many places there are at most.
+    pub fn places(&self) -> u64 {
+        self.end.saturating_sub(self.first) / self.stride
+    }
+
+    /// A block that begins at `sector` uses its room. One outside the store uses none.
     pub fn note(&mut self, sector: u64) {
+        if sector >= self.end {
+            return;
+        }
         let Some(from) = sector.checked_sub(self.first) else {
             // Before the first place, but it may reach into it.
             self.uneven = true;
