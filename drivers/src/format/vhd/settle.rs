@@ -76,7 +76,7 @@ impl<S: Store> Vhd<S> {
         for change in changes.iter().filter(|change| change.new) {
             self.save(change.at.into(), &change.bits).await?;
         }
-        self.no_longer_full(table, changes).await?;
+        self.no_longer_full(table, changes, freed).await?;
         let end = match store.info().grows {
             true => leaf.borrow().slots.data_end(),
             false => store.info().sectors.saturating_sub(1),
@@ -182,10 +182,15 @@ impl<S: Store> Vhd<S> {
         Ok(())
     }
 
-    /// Clears new blocks' bits in blktap's map of full blocks: a block of the same number may have been full before.
-    async fn no_longer_full(&self, table: &Table, changes: &[Change]) -> Result<(), Error> {
+    /// Clears bits in blktap's map of full blocks: of new ones, for a block of the same number may have been full before; of
+    /// those of which something was discarded; of those that are gone.
+    async fn no_longer_full(&self, table: &Table, changes: &[Change], freed: &[(u32, u32)]) -> Result<(), Error> {
         let Some(at) = table.batmap else { return Ok(()) };
-        let new: Vec<u32> = changes.iter().filter(|change| change.new).map(|change| change.block).collect();
+        let lacking =
+            |change: &&Change| change.new || bits::run(&change.bits, 0, table.sectors()) != (true, table.sectors());
+        let mut new: Vec<u32> = changes.iter().filter(lacking).map(|change| change.block).collect();
+        new.extend(freed.iter().map(|(block, _)| *block));
+        new.sort_unstable();
         let per_sector = (SECTOR_BYTES * 8) as u32;
         let (mut blocks, mut lost) = (new.into_iter().peekable(), 0u32);
         let mut header = Batmap::parse(&self.metadata(0, at).await?, table.entries).map_err(|_| BATMAP)?;
