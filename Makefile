@@ -11,8 +11,10 @@ boots := build/boots
 # Static, so that it runs in any dom0: the target is named, or build scripts would be static too.
 tap_ctl := target/x86_64-unknown-linux-gnu/release/tap-ctl
 
-# What Debian must have installed; the parts of the boots are fetched by `boots` itself and never installed.
-packages := gcc libc6-dev binutils libxen-dev qemu-system-x86
+vhd := target/x86_64-unknown-linux-gnu/release/vhd
+
+# What Debian must have installed; the last two judge images. The parts of the boots are fetched by `boots` itself and never installed.
+packages := gcc libc6-dev binutils libxen-dev qemu-system-x86 qemu-utils python3-libvhdi
 
 # LOADS='depth 32' measures those loads alone, RUNS=2 shows how far two runs are apart, and `make profile` where the
 # instructions go.
@@ -38,12 +40,13 @@ setup:
 build: setup
 	RUSTFLAGS="-C force-frame-pointers=yes" cargo build --locked --release -p boot --target x86_64-unknown-none
 	cargo build --locked --release -p tools
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release -p tap-ctl --target x86_64-unknown-linux-gnu
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release -p tap-ctl -p vhd --target x86_64-unknown-linux-gnu
 	mkdir -p build
 	cp $(image) build/tapdom.debug
 	strip -o build/tapdom.elf build/tapdom.debug
 	cp target/release/boots target/release/agent build/
 	strip -o build/tap-ctl $(tap_ctl)
+	strip -o build/vhd $(vhd)
 
 lint: setup
 	cargo fmt --check

@@ -1,0 +1,240 @@
+//! Making a disk larger. Whatever a power cut leaves on the way is an image: of the old size or of the new one, perhaps
+//! with a footer to be mended from its copy, or with a batmap that is none.
+
+use std::path::Path;
+
+use drivers::disk::{Device, SECTOR_BYTES, Store};
+use embassy_futures::block_on;
+use protocol::vhd::{
+    Batmap, Code, Footer, Header, Kind, Locator, REACH_SECTORS, batmap_sectors, block_place, geometry,
+};
+use protocol::vhd::{Sum, table_sectors};
+use serde_json::json;
+
+use super::{Answer, save_footer, save_header};
+use crate::check::{Options, Who, check};
+use crate::disk::{image, load, on, save, sync};
+use crate::failure::Failure;
+use crate::layout::{data_end, names_end, places, set_places, stride};
+use crate::progress::Progress;
+use crate::store::{Access, FileStore};
+
+pub(super) fn resize(path: &Path, size: u64) -> Result<Answer, Failure> {
+    let store = FileStore::open(path, Access::Write)?;
+    let invalid = |why: &str| Failure::invalid(format_args!("{}: {why}", path.display()));
+    let report = check(&store, Options::default())?;
+    if let Some(finding) = report.findings.iter().find(|finding| finding.who == Who::Everyone) {
+        return Err(invalid(&format!("it has to be sound first: {finding}")));
+    }
+    let its = image(&store)?;
+    let (sectors, old) = (size.div_ceil(SECTOR_BYTES as u64), its.footer.sectors());
+    if sectors < old {
+        return Err(invalid("a disk is not made smaller"));
+    }
+    let bytes = sectors * SECTOR_BYTES as u64;
+    let footer = Footer { current_bytes: bytes, geometry: geometry(sectors), ..its.footer };
+    if footer.sectors() != sectors {
+        let text = format!("its creator's disks are whole cylinders: {} sectors, not {sectors}", footer.sectors());
+        return Err(invalid(&text));
+    }
+    if sectors > old {
+        match (&its.header, footer.kind) {
+            (Some(header), Kind::Dynamic | Kind::Differencing) => {
+                grow(&store, &its.footer, header, sectors)?;
+                save_footer(&store, &footer)?;
+            }
+            _ => grow_fixed(&store, &footer, old)?,
+        }
+    }
+    Ok(Answer::new("", json!({"image": path.display().to_string(), "size": bytes})))
+}
+
+/// The new footer is there before the old one, which lies where the disk is to be, is zeroes.
+fn grow_fixed(store: &FileStore, footer: &Footer, old: u64) -> Result<(), Failure> {
+    let (sectors, failed) = (footer.sectors(), |error| on(store, error));
+    let end = store.info().sectors - 1;
+    if store.is_device() {
+        if sectors > end {
+            return Err(no_room(store, sectors + 1));
+        }
+        block_on(store.zero(old, sectors.min(end) - old)).map_err(failed)?;
+        sync(store)?;
+        return save_footer(store, footer);
+    }
+    // What lies between the disk and its footer is nobody's.
+    block_on(store.zero(old, end - old)).map_err(failed)?;
+    store.set_sectors(sectors.max(end) + 1).map_err(failed)?;
+    save_footer(store, footer)?;
+    if end < sectors {
+        block_on(store.zero(end, 1)).map_err(failed)?;
+    }
+    sync(store)
+}
+
+fn no_room(store: &FileStore, sectors: u64) -> Failure {
+    let text = format_args!("{}: it needs {sectors} sectors and has {}", store.path().display(), store.info().sectors);
+    Failure::new(rustix::io::Errno::NOSPC, text)
+}
+
+/// Where the metadata are to be.
+struct Plan {
+    entries: u32,
+    /// The batmap's header, if there is a batmap.
+    batmap_at: Option<u64>,
+    /// The first sector of the parent's names that have to move.
+    names_at: u64,
+    /// The first sector of blocks.
+    end: u64,
+}
+
+/// Makes the table long enough for a disk of `sectors`.
+fn grow(store: &FileStore, footer: &Footer, header: &Header, sectors: u64) -> Result<(), Failure> {
+    let entries = u32::try_from(sectors.div_ceil(header.block_sectors.into())).ok();
+    let Some(entries) = entries.filter(|_| sectors <= REACH_SECTORS) else {
+        let text = format_args!("{}: a disk above 2 TiB is too large for a VHD with blocks", store.path().display());
+        return Err(Failure::invalid(text));
+    };
+    if entries <= header.entries {
+        return Ok(());
+    }
+    let plan = plan(footer, header, entries);
+    let header_at = footer.header_at.unwrap_or(1);
+    if header_at + 2 > header.table_at {
+        let text = format_args!("{}: its header lies behind its table", store.path().display());
+        return Err(Failure::invalid(text));
+    }
+    let marks = old_batmap(store, footer, header)?;
+    move_blocks(store, footer, header, plan.end)?;
+    let header = move_names(store, footer, header, &plan)?;
+    // The table's new sectors, then the batmap's, then the word that both count.
+    let (mut at, end) = (header.batmap_at(), header.table_at + table_sectors(entries));
+    while at < end {
+        let here = (end - at).min(2048);
+        save(store, at, &vec![0xff; here as usize * SECTOR_BYTES])?;
+        at += here;
+    }
+    fill_last(store, &header)?;
+    if let Some(at) = plan.batmap_at {
+        write_batmap(store, at, entries, marks)?;
+    }
+    sync(store)?;
+    save_header(store, footer, &Header { entries, ..header })
+}
+
+fn plan(footer: &Footer, header: &Header, entries: u32) -> Plan {
+    let table_end = header.table_at + table_sectors(entries);
+    let batmap_at = footer.has_batmap().then_some(table_end);
+    let end = batmap_at.map_or(table_end, |at| at + 1 + batmap_sectors(entries));
+    // The new names lie on no old ones, which count until the header is another one.
+    let names_at = end.max(names_end(header));
+    let names: u64 = moving(header, end).map(|(_, locator)| names_sectors(locator)).sum();
+    Plan { entries, batmap_at, names_at, end: if names > 0 { names_at + names } else { end.max(names_end(header)) } }
+}
+
+/// The locators whose names lie where table and batmap are to be.
+fn moving(header: &Header, end: u64) -> impl Iterator<Item = (usize, &Locator)> {
+    let table_at = header.table_at;
+    header.locators.iter().enumerate().filter(move |(_, locator)| {
+        let place = locator.place().ok().filter(|_| locator.code != Code::None);
+        place.is_some_and(|(at, _)| at < end && at + names_sectors(locator) > table_at)
+    })
+}
+
+fn names_sectors(locator: &Locator) -> u64 {
+    locator.place().map_or(0, |(_, bytes)| bytes.div_ceil(SECTOR_BYTES) as u64)
+}
+
+/// Moves what lies before sector `end` behind everything else.
+fn move_blocks(store: &FileStore, footer: &Footer, header: &Header, end: u64) -> Result<(), Failure> {
+    let places = places(store, header)?;
+    let moving: Vec<_> = places.iter().filter(|(_, at)| u64::from(*at) < end).copied().collect();
+    let last = store.info().sectors - 1;
+    let free = data_end(footer.header_at.unwrap_or(1), header, &places).max(end);
+    if store.is_device() && free > last {
+        return Err(no_room(store, free + 1));
+    }
+    let (mut free, mut moved) = (free, Vec::new());
+    let mut progress = Progress::new("moving blocks", moving.len() as u64);
+    for (done, (block, at)) in moving.iter().enumerate() {
+        progress.done(done as u64);
+        let place = block_place(free, header.block_sectors);
+        let place = place.filter(|place| !store.is_device() || u64::from(*place) + stride(header) <= last);
+        let place = place.ok_or_else(|| no_room(store, free + 2 * stride(header)))?;
+        save(store, place.into(), &load(store, (*at).into(), stride(header))?)?;
+        moved.push((*block, place));
+        free = u64::from(place) + stride(header);
+    }
+    if !store.is_device() && free > last {
+        // What was the footer may be a block's by now.
+        save(store, free, &footer.encode())?;
+    }
+    sync(store)?;
+    set_places(store, header, &moved)?;
+    sync(store)
+}
+
+/// Moves the parent's names and lets the header say so.
+fn move_names(store: &FileStore, footer: &Footer, header: &Header, plan: &Plan) -> Result<Header, Failure> {
+    let mut new = *header;
+    let end = plan
+        .batmap_at
+        .map_or(header.table_at + table_sectors(plan.entries), |at| at + 1 + batmap_sectors(plan.entries));
+    let mut at = plan.names_at;
+    for (number, locator) in moving(header, end) {
+        let Ok((from, bytes)) = locator.place() else { continue };
+        let sectors = names_sectors(locator);
+        save(store, at, &load(store, from, sectors)?)?;
+        new.locators[number] = Locator::new(locator.code, bytes as u32, at);
+        at += sectors;
+    }
+    if new != *header {
+        sync(store)?;
+        save_header(store, footer, &new)?;
+    }
+    Ok(new)
+}
+
+/// Marks the words of the old table's last sector that counted for nothing.
+fn fill_last(store: &FileStore, header: &Header) -> Result<(), Failure> {
+    let used = header.entries as usize * 4 % SECTOR_BYTES;
+    if used > 0 {
+        let at = header.batmap_at() - 1;
+        let mut sector = load(store, at, 1)?;
+        sector[used..].fill(0xff);
+        save(store, at, &sector)?;
+    }
+    Ok(())
+}
+
+/// The batmap's header and bits, if it is one.
+fn old_batmap(store: &FileStore, footer: &Footer, header: &Header) -> Result<Option<(Batmap, Vec<u8>)>, Failure> {
+    if !footer.has_batmap() || header.batmap_at() >= store.info().sectors {
+        return Ok(None);
+    }
+    let bytes = load(store, header.batmap_at(), 1)?;
+    let Ok(batmap) = Batmap::parse(bytes.first_chunk().expect("a sector"), header.entries) else { return Ok(None) };
+    if batmap.at + u64::from(batmap.sectors) > store.info().sectors {
+        return Ok(None);
+    }
+    let bits = load(store, batmap.at, batmap.sectors.into())?;
+    let mut sum = batmap.sum();
+    sum.update(&bits);
+    Ok((sum.finish() == batmap.checksum).then_some((batmap, bits)))
+}
+
+fn write_batmap(store: &FileStore, at: u64, entries: u32, old: Option<(Batmap, Vec<u8>)>) -> Result<(), Failure> {
+    let new = Batmap::new(at, entries);
+    let mut bits = vec![0; new.sectors as usize * SECTOR_BYTES];
+    let new = match old {
+        None => new,
+        Some((old, marks)) => {
+            let count = marks.len().min(bits.len());
+            bits[..count].copy_from_slice(&marks[..count]);
+            let mut sum: Sum = new.sum();
+            sum.update(&bits);
+            Batmap { checksum: sum.finish(), marker: old.marker, key: old.key, ..new }
+        }
+    };
+    save(store, new.at, &bits)?;
+    save(store, at, &new.encode())
+}
