@@ -104,6 +104,14 @@ impl<X: Xen> Stack<X> {
         matches!(self.kind, Kind::Ram(_))
     }
 
+    /// The memory that it is all of, if it is.
+    pub fn resident(&self) -> Option<&Ram> {
+        match &self.kind {
+            Kind::Ram(ram) => Some(ram),
+            Kind::Raw(_) | Kind::Vhd(_) => None,
+        }
+    }
+
     /// Whether the store below went away for good.
     pub fn is_over(&self) -> bool {
         self.volume().is_some_and(Volume::is_over)

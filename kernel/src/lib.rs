@@ -7,7 +7,7 @@
 //! - [`minor`]: an image that is open, held or closed under its rings
 //! - [`vbd`]: one disk: handshake, properties, end
 //! - [`queue`]: its ring: turns, back-pressure, events
-//! - [`request`]: one request from its parsing to its answer
+//! - [`request`]: one request from its parsing to its answer; `resident`: the short way of those that wait for nothing
 //! - [`control`]: tapdisk's messages; [`failures`]: what its clients are told unasked
 //! - [`stats`], [`report`], [`quiet`]: what happened, and what is told of it, within limits
 //! - [`power`]: poweroff and reboot
@@ -37,6 +37,7 @@ pub mod queue;
 pub mod quiet;
 pub mod report;
 pub mod request;
+mod resident;
 pub mod stats;
 pub mod vbd;
 

@@ -11,7 +11,7 @@ use core::fmt;
 use core::future::poll_fn;
 use core::task::{Context, Poll};
 
-use protocol::blkif::{self, Body, Layout, REQUEST_BYTES, Request};
+use protocol::blkif::{self, Body, Layout, REQUEST_BYTES, Rejected, Request};
 use protocol::ring::{Back, Overrun, Shape};
 use xen::domain::Domain;
 use xen::event::Channel;
@@ -152,6 +152,9 @@ impl<X: Xen> Ring<X> {
     }
 }
 
+/// Segments that count as one request of a turn where they are copied at once: 128 KiB.
+const SEGMENTS_PER_SHARE: usize = 32;
+
 /// A request that must be alone: WRITE_BARRIER.
 enum Alone {
     No,
@@ -178,18 +181,23 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
     let mut changed = desk.minor.changed.listen();
     poll_fn(|cx| {
         let mut budget = REQUESTS_PER_TURN;
+        desk.clock.set(domain.xen.now());
         loop {
-            desk.clock.set(domain.xen.now());
             if handle.stop.get() {
                 // Unmapped and closed here and now: a dying guest waits for that, not for our store.
                 ring = None;
+                desk.let_go();
             }
             if ring.is_none() && handle.let_go.rung() == 0 {
                 handle.let_go.ring();
             }
             // A held disk leaves new requests where they are.
             let held = desk.minor.is_held(handle.life, &mut changed, cx);
-            let mut moved = slots.poll(cx, |answer| put(&mut ring, &answer, &handle));
+            let mut moved = slots.poll(cx, |answer| {
+                if let Some(ring) = &mut ring {
+                    put(ring, &answer, &handle);
+                }
+            });
             moved |= match ring {
                 Some(_) => desk.batch.run(&domain),
                 // The guest may have other uses for its pages by now, or be another guest.
@@ -219,6 +227,7 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
                 Err(Overrun) => {
                     handle.broken.raise();
                     ring = None;
+                    desk.let_go();
                 }
             }
             if moved && budget > 0 {
@@ -255,11 +264,9 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
     handle.ended.ring();
 }
 
-fn put<X: Xen>(ring: &mut Option<Ring<X>>, answer: &Answer, handle: &Handle) {
-    if let Some(ring) = ring {
-        add(&handle.stats.answers, 1);
-        ring.back.put(&blkif::respond(answer.id, answer.operation, answer.status, ring.layout));
-    }
+fn put<X: Xen>(ring: &mut Ring<X>, answer: &Answer, handle: &Handle) {
+    add(&handle.stats.answers, 1);
+    ring.back.put(&blkif::respond(answer.id, answer.operation, answer.status, ring.layout));
 }
 
 /// Takes requests as long as there are some, budget and room; true if any.
@@ -284,13 +291,19 @@ fn take<X: Xen>(
             Ok(request) if matches!(request.body, Body::Barrier | Body::Transfer { barrier: true, .. }) => {
                 *alone = Alone::Waits(request);
             }
-            Ok(request) => full = start(request),
+            Ok(request) => match desk.at_once(&request) {
+                Some(answer) => {
+                    put(ring, &answer, handle);
+                    *budget = budget.saturating_sub(answer.segments / SEGMENTS_PER_SHARE);
+                }
+                None => full = start(request),
+            },
             Err(rejected) => {
                 add(&handle.stats.rejected, 1);
-                add(&handle.stats.answers, 1);
                 add(&desk.minor.stats.rejected, 1);
                 log::debug!("domain {}: a request is refused: {:?}", desk.guest.0, rejected.why);
-                ring.back.put(&blkif::respond(rejected.id, rejected.operation, rejected.status, ring.layout));
+                let Rejected { id, operation, status, .. } = rejected;
+                put(ring, &Answer { id, operation, status, segments: 0 }, handle);
             }
         }
     }

@@ -9,6 +9,7 @@ use drivers::stack::Stack;
 use protocol::blkif::{self, Body, Request, Segment, Status, Way, Why};
 use protocol::mem::Memory;
 use xen::grant::Batch;
+use xen::kept::Kept;
 use xen::limits::{SEGMENTS_INDIRECT, SEGMENTS_PER_VBD};
 use xen::page::{NoMemory, PageRef};
 use xen::port::{DomId, GrantRef, Instant, Move, Refused, Way as Direction, Xen};
@@ -22,7 +23,7 @@ use crate::stats::{Operation, Stats, add};
 pub struct Desk<X: Xen> {
     /// The disk.
     pub minor: Rc<Minor<X>>,
-    ring: Rc<Handle>,
+    pub(crate) ring: Rc<Handle>,
     /// Whose requests.
     pub guest: DomId,
     /// Writes and discards are refused.
@@ -31,11 +32,13 @@ pub struct Desk<X: Xen> {
     pub discard: bool,
     /// The time of this turn.
     pub clock: Cell<Instant>,
-    stats: Rc<Stats>,
+    pub(crate) stats: Rc<Stats>,
     /// Segments that may still be in flight.
     segments: Credits,
     /// The copies of this turn.
     pub batch: Batch,
+    /// Pages of the guest that stay mapped, if it wants that, as long as its ring is there.
+    pub(crate) kept: RefCell<Option<Kept<X>>>,
     /// What requests that ended leave for the next ones, so that a disk under load allocates nothing.
     spare: RefCell<Vec<Sheet>>,
 }
@@ -45,10 +48,38 @@ const SHEETS_KEPT: usize = 32;
 
 /// What one request notes down.
 #[derive(Default)]
-struct Sheet {
-    segments: Vec<Segment>,
+pub(crate) struct Sheet {
+    pub(crate) segments: Vec<Segment>,
     pieces: Vec<Piece>,
+    /// References of the pages with descriptors.
+    pages: Vec<u32>,
     descriptors: Option<PageRef>,
+}
+
+/// What a request asks for, but for what is on its sheet: it is moved some times, and shall be small.
+#[derive(Clone, Copy)]
+enum Work {
+    Transfer { way: Way, sector: u64, flush_first: bool, barrier: bool },
+    Indirect { way: Way, sector: u64, count: u16 },
+    Flush,
+    Discard { sector: u64, sectors: u64 },
+}
+
+impl Work {
+    fn note(body: Body, sheet: &mut Sheet) -> Work {
+        match body {
+            Body::Transfer { way, sector, segments, flush_first, barrier } => {
+                sheet.segments.extend_from_slice(&segments);
+                Work::Transfer { way, sector, flush_first, barrier }
+            }
+            Body::Indirect { way, sector, count, pages } => {
+                sheet.pages.extend_from_slice(&pages);
+                Work::Indirect { way, sector, count }
+            }
+            Body::Flush | Body::Barrier => Work::Flush,
+            Body::Discard { sector, sectors, secure: _ } => Work::Discard { sector, sectors },
+        }
+    }
 }
 
 /// What a guest is told.
@@ -59,6 +90,8 @@ pub struct Answer {
     pub operation: u8,
     /// The verdict.
     pub status: Status,
+    /// Segments that were copied here and now.
+    pub segments: usize,
 }
 
 /// Why a request was not done, and so whose fault it is.
@@ -119,7 +152,7 @@ fn segments(body: &Body) -> usize {
 
 impl<X: Xen> Desk<X> {
     /// For one connection of one guest.
-    pub fn new(minor: Rc<Minor<X>>, ring: Rc<Handle>, read_only: bool, discard: bool) -> Self {
+    pub fn new(minor: Rc<Minor<X>>, ring: Rc<Handle>, read_only: bool, discard: bool, kept: Option<Kept<X>>) -> Self {
         Desk {
             guest: ring.guest,
             ring,
@@ -129,6 +162,7 @@ impl<X: Xen> Desk<X> {
             read_only,
             discard,
             batch: Batch::default(),
+            kept: RefCell::new(kept),
             segments: Credits::new(SEGMENTS_PER_VBD),
             spare: RefCell::default(),
         }
@@ -138,31 +172,36 @@ impl<X: Xen> Desk<X> {
     /// polled first.
     pub fn serve(self: Rc<Self>, request: Request) -> impl Future<Output = Answer> {
         let in_flight = self.minor.enter_request();
+        let mut sheet = self.sheet();
+        let (id, operation, segments) = (request.id, request.operation, segments(&request.body));
+        let work = Work::note(request.body, &mut sheet);
         async move {
-            let answer = self.answer(request).await;
+            let answer = Answer { id, operation, status: self.answer(work, segments, sheet).await, segments: 0 };
             drop(in_flight);
             answer
         }
     }
 
-    async fn answer(&self, request: Request) -> Answer {
+    async fn answer(&self, work: Work, segments: usize, mut sheet: Sheet) -> Status {
+        let began = self.clock.get();
         // What it is to hold is granted before it holds anything: who waits here stands in nobody's way.
-        let segments = segments(&request.body);
-        let (began, operation) = (self.clock.get(), self.operation(&request.body));
         self.segments.take(segments).await;
-        let mut sheet = self.spare.borrow_mut().pop().unwrap_or_default();
         let result = match self.minor.stack(self.ring.life) {
-            Some(stack) => self.perform(&stack, request.body, &mut sheet).await,
+            Some(stack) => self.perform(&stack, work, &mut sheet).await,
             // It was closed under its rings.
             None => Err(Failed::Store(Error::Gone)),
         };
         let sectors = sheet.segments.iter().map(|segment| u64::from(segment.sectors())).sum();
         add(&self.stats.copied, sheet.segments.len() as u64);
-        sheet.segments.clear();
         self.keep(sheet);
         self.segments.put(segments);
         let us = self.clock.get().0.saturating_sub(began.0) / 1000;
-        let status = match result {
+        let operation = match work {
+            Work::Transfer { way, .. } | Work::Indirect { way, .. } => self.transfers(way),
+            Work::Flush => &self.stats.flushes,
+            Work::Discard { .. } => &self.stats.discards,
+        };
+        match result {
             Ok(sectors) => {
                 operation.done(sectors, us);
                 Status::Okay
@@ -171,22 +210,27 @@ impl<X: Xen> Desk<X> {
                 add(&operation.failed_sectors, sectors);
                 self.judge(failed)
             }
-        };
-        Answer { id: request.id, operation: request.operation, status }
+        }
     }
 
-    fn operation(&self, body: &Body) -> &Operation {
-        match body {
-            Body::Transfer { way: Way::Read, .. } | Body::Indirect { way: Way::Read, .. } => &self.stats.reads,
-            Body::Transfer { way: Way::Write, .. } | Body::Indirect { way: Way::Write, .. } => &self.stats.writes,
-            Body::Flush | Body::Barrier => &self.stats.flushes,
-            Body::Discard { .. } => &self.stats.discards,
+    /// Counts of reads or of writes.
+    pub(crate) fn transfers(&self, way: Way) -> &Operation {
+        match way {
+            Way::Read => &self.stats.reads,
+            Way::Write => &self.stats.writes,
         }
+    }
+
+    /// A sheet with nothing on it.
+    pub(crate) fn sheet(&self) -> Sheet {
+        self.spare.borrow_mut().pop().unwrap_or_default()
     }
 
     /// Keeps a sheet for the next request: as many small ones as are of use, and of large ones what the segments in
     /// flight can fill.
-    fn keep(&self, sheet: Sheet) {
+    pub(crate) fn keep(&self, mut sheet: Sheet) {
+        sheet.segments.clear();
+        sheet.pages.clear();
         let mut spare = self.spare.borrow_mut();
         let large = |sheet: &Sheet| sheet.segments.capacity() > 64;
         let room = match large(&sheet) {
@@ -219,12 +263,11 @@ impl<X: Xen> Desk<X> {
     }
 
     /// Does it; the sectors that were moved or discarded.
-    async fn perform(&self, stack: &Stack<X>, body: Body, sheet: &mut Sheet) -> Result<u64, Failed> {
-        match body {
-            Body::Flush | Body::Barrier => Ok(stack.submit(Op::Flush, 0).await.map(|()| 0)?),
-            Body::Discard { sector, sectors, secure: _ } => self.discard(stack, sector, sectors).await,
-            Body::Transfer { way, sector, segments, flush_first, barrier } => {
-                sheet.segments.extend_from_slice(&segments);
+    async fn perform(&self, stack: &Stack<X>, work: Work, sheet: &mut Sheet) -> Result<u64, Failed> {
+        match work {
+            Work::Flush => Ok(stack.submit(Op::Flush, 0).await.map(|()| 0)?),
+            Work::Discard { sector, sectors } => self.discard(stack, sector, sectors).await,
+            Work::Transfer { way, sector, flush_first, barrier } => {
                 if (flush_first || barrier) && !self.read_only {
                     stack.submit(Op::Flush, 0).await?;
                 }
@@ -234,8 +277,8 @@ impl<X: Xen> Desk<X> {
                 }
                 Ok(sectors)
             }
-            Body::Indirect { way, sector, count, pages } => {
-                self.fetch(&pages, count, sheet).await?;
+            Work::Indirect { way, sector, count } => {
+                self.fetch(count, sheet).await?;
                 self.transfer(stack, way, sector, sheet).await
             }
         }
@@ -254,13 +297,13 @@ impl<X: Xen> Desk<X> {
 
     /// Copies the descriptors of an indirect request to a page nobody else can write, once, and reads them there
     /// (XSA-155).
-    async fn fetch(&self, pages: &[u32], count: u16, sheet: &mut Sheet) -> Result<(), Failed> {
+    async fn fetch(&self, count: u16, sheet: &mut Sheet) -> Result<(), Failed> {
         let page = match &sheet.descriptors {
             Some(page) => page.clone(),
             None => sheet.descriptors.insert(PageRef::alone()?).clone(),
         };
         let mut left = count;
-        for grant in pages {
+        for index in 0..sheet.pages.len() {
             let here = left.min(blkif::SEGMENTS_PER_PAGE);
             left -= here;
             let bytes = usize::from(here) * blkif::SEGMENT_BYTES;
@@ -268,12 +311,12 @@ impl<X: Xen> Desk<X> {
                 ours: page.clone(),
                 ours_at: 0,
                 domain: self.guest,
-                grant: GrantRef(*grant),
+                grant: GrantRef(sheet.pages[index]),
                 theirs_at: 0,
                 bytes: bytes as u16,
                 way: Direction::In,
             };
-            self.batch.copy(core::iter::once(fetch)).await?;
+            self.copy(core::iter::once(fetch)).await?;
             let mut descriptors = [0; 512];
             for chunk in 0..bytes.div_ceil(descriptors.len()) {
                 let at = chunk * descriptors.len();
@@ -306,12 +349,28 @@ impl<X: Xen> Desk<X> {
 
     async fn read(&self, stack: &Stack<X>, sector: u64, segments: &[Segment], pieces: &[Piece]) -> Result<(), Failed> {
         stack.submit(Op::Read(pieces), sector).await?;
-        Ok(self.batch.copy(self.moves(segments, pieces, Direction::Out)).await?)
+        Ok(self.copy(self.moves(segments, pieces, Direction::Out)).await?)
     }
 
     async fn write(&self, stack: &Stack<X>, sector: u64, segments: &[Segment], pieces: &[Piece]) -> Result<(), Failed> {
-        self.batch.copy(self.moves(segments, pieces, Direction::In)).await?;
+        self.copy(self.moves(segments, pieces, Direction::In)).await?;
         Ok(stack.submit(Op::Write(pieces), sector).await?)
+    }
+
+    /// Makes the copies whose pages stay mapped here and now, and lets Xen make the others with those of this turn.
+    async fn copy(&self, moves: impl Iterator<Item = Move>) -> Result<(), Refused> {
+        let ordered = {
+            let mut kept = self.kept.borrow_mut();
+            let mut left = moves.filter(|it| !kept.as_mut().is_some_and(|kept| kept.copy(it)));
+            let Some(first) = left.next() else { return Ok(()) };
+            self.batch.copy(core::iter::once(first).chain(left))
+        };
+        ordered.await
+    }
+
+    /// The ring is gone: the guest's pages may be another guest's by now.
+    pub fn let_go(&self) {
+        self.kept.take();
     }
 
     /// Lays the guest's segments beside our pieces: both are the same sectors in the same order, cut differently.

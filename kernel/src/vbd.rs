@@ -22,6 +22,7 @@ use protocol::number;
 use protocol::session::State as Stands;
 use protocol::xenbus::{Back, Do, Phase, Seen, State};
 use protocol::xenstore::{Reason, valid_path};
+use xen::kept::Kept;
 use xen::limits::{RING_ORDER, SEGMENTS_INDIRECT};
 use xen::patience::Patience;
 use xen::port::{Instant, Xen};
@@ -379,6 +380,7 @@ impl<X: Xen> Vbd<X> {
             None => return self.publish().await,
         };
         let ring = self.take_ring().await?;
+        let persistent = self.front_text(keys::FEATURE_PERSISTENT).await?.as_deref() == Some("1");
         let closed = || fatal(Errno::ENODEV, format!("minor {} has no image", minor.number()));
         // What is told now is true of this life; that the image is closed while we tell it is seen later by that.
         let (info, life) = (minor.info().filter(|_| minor.is_servable()).ok_or_else(closed)?, minor.life());
@@ -393,7 +395,8 @@ impl<X: Xen> Vbd<X> {
         }
         let nodes = properties(info, read_only, cdrom);
         let handle = Handle::new(self.key.domain, self.key.device, ring.pages, false, life);
-        let desk = Desk::new(minor, handle.clone(), read_only, info.discard.is_some());
+        let kept = persistent.then(|| Kept::new(&self.shared.domain, self.key.domain));
+        let desk = Desk::new(minor, handle.clone(), read_only, info.discard.is_some(), kept);
         if self.say(State::Connected, nodes).await? {
             self.sectors = info.sectors;
             self.queue = Some(handle.clone());
@@ -561,6 +564,7 @@ fn properties(info: Info, read_only: bool, cdrom: bool) -> Vec<(&'static str, St
         (keys::SECTORS, info.sectors.to_string()),
         (keys::SECTOR_SIZE, SECTOR_BYTES.to_string()),
         (keys::INFO, bits.to_string()),
+        (keys::FEATURE_PERSISTENT, 1.to_string()),
     ]);
     if info.physical_bytes != SECTOR_BYTES as u32 {
         nodes.push((keys::PHYSICAL_SECTOR_SIZE, info.physical_bytes.to_string()));

@@ -48,6 +48,7 @@ const HANDSHAKES: &[&str] = &[
     "laid out by x86_64",
     "laid out by x86_32",
     "indirect requests",
+    "frontend page kept",
 ];
 
 thread_local! {

@@ -40,6 +40,7 @@ fn a_copy_that_fails_fails_its_request_only() {
         let mut stage = Stage::with_lower(seed, 2048);
         let guest = stage.on_lower(GUEST);
         guest.front.borrow_mut().options.errors = true;
+        guest.front.borrow_mut().options.persistent = false;
         stage.attach(&guest);
         stage.run.world.faults().allow(Fault::Copy, 8, 10);
         guest.front.borrow_mut().work(Workload::mixed(150));
@@ -241,6 +242,7 @@ fn no_way_to_refuse_a_copy_is_worse_than_another() {
         let mut stage = Stage::bare(7);
         let guest = stage.on_ram(GUEST, 1024);
         guest.front.borrow_mut().options.errors = true;
+        guest.front.borrow_mut().options.persistent = false;
         stage.attach(&guest);
         stage.run.world.faults().allow_as(Fault::Copy, way.row, 1, 1);
         guest.front.borrow_mut().ask(Io::Write { sector: 8, data: vec![1; 8 * SECTOR] });
@@ -260,6 +262,7 @@ fn pages_that_stay_away_fail_their_requests_and_hold_up_nobody() {
         let mut stage = Stage::bare(seed);
         let (away, other) = (stage.on_ram(GUEST, 1024), stage.on_ram(DomId(6), 1024));
         away.front.borrow_mut().options.errors = true;
+        away.front.borrow_mut().options.persistent = false;
         stage.attach(&away);
         stage.attach(&other);
         stage.run.world.faults().allow(Fault::CopyAgain, u32::MAX, 1);
@@ -390,7 +393,8 @@ fn memory_that_is_short_refuses_a_disk_or_one_request() {
     seeds(0..10, |seed| {
         let mut stage = Stage::bare(seed);
         let good = stage.on_ram(DomId(6), 4096);
-        good.front.borrow_mut().options = Options { indirect: 256, errors: true, ..Options::default() };
+        good.front.borrow_mut().options =
+            Options { indirect: 256, errors: true, persistent: false, ..Options::default() };
         stage.attach(&good);
         // The disk itself, or what must be free beside it.
         stage.run.world.faults().allow(Fault::Memory, 1, 1 + seed % 2);

@@ -20,6 +20,8 @@ pub struct Domain<X: Xen> {
     pub timers: Timers,
     /// What is held of the hypervisor.
     pub held: Held,
+    /// Pages of peers that stay mapped between requests.
+    pub(crate) kept: Cell<usize>,
     pub(crate) events: Events,
     /// Pages whose grant did not end because the other side still uses them.
     pub(crate) stuck: RefCell<Vec<Lent<X>>>,
@@ -55,6 +57,7 @@ impl<X: Xen> Domain<X> {
             exec: Executor::default(),
             timers: Timers::default(),
             held: Held::default(),
+            kept: Cell::new(0),
             events: Events::default(),
             stuck: RefCell::default(),
         })

@@ -3,8 +3,8 @@
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
-use core::future::poll_fn;
-use core::task::{Poll, Waker};
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
 
 use protocol::mem::Memory;
 
@@ -148,63 +148,49 @@ struct Orders {
     results: Vec<Result<(), Refused>>,
     orders: Vec<Order>,
     free: Vec<usize>,
+    /// Orders that wait.
+    queued: usize,
 }
 
 enum Order {
     Free,
-    Queued { from: usize, moves: usize, waker: Waker },
+    Queued { from: usize, moves: usize, waker: Option<Waker> },
     Done(Result<(), Refused>),
 }
 
 impl Batch {
-    /// Adds moves to the batch and waits until it was run. An error is the first one among these moves; the others
-    /// were made all the same.
-    pub async fn copy(&self, moves: impl Iterator<Item = Move>) -> Result<(), Refused> {
-        let mut moves = Some(moves);
-        let mut place = None;
-        poll_fn(|cx| {
-            let mut batch = self.0.borrow_mut();
-            if let Some(moves) = moves.take() {
-                let from = batch.moves.len();
-                batch.moves.extend(moves);
-                let order = Order::Queued { from, moves: batch.moves.len() - from, waker: cx.waker().clone() };
-                place = Some(batch.place(order));
-                return Poll::Pending;
-            }
-            let place = place.expect("an order has a place");
-            match &batch.orders[place] {
-                Order::Done(result) => {
-                    let result = *result;
-                    batch.orders[place] = Order::Free;
-                    batch.free.push(place);
-                    Poll::Ready(result)
-                }
-                _ => Poll::Pending,
-            }
-        })
-        .await
+    /// Adds moves to the batch. An error is the first one among these moves; the others were made all the same. What
+    /// comes of it must be waited for: the place that it has in the batch is free only then.
+    pub fn copy(&self, moves: impl Iterator<Item = Move>) -> Copied<'_> {
+        let mut batch = self.0.borrow_mut();
+        let from = batch.moves.len();
+        batch.moves.extend(moves);
+        let moves = batch.moves.len() - from;
+        batch.queued += 1;
+        let place = batch.place(Order::Queued { from, moves, waker: None });
+        Copied { batch: self, place }
     }
 
     /// Refuses all copies that wait, without asking Xen: the other side is gone. False if there were none.
     pub fn refuse(&self) -> bool {
         let mut batch = self.0.borrow_mut();
-        let Orders { moves, orders, .. } = &mut *batch;
+        let Orders { moves, orders, queued, .. } = &mut *batch;
         moves.clear();
-        let mut any = false;
         for order in orders.iter_mut() {
             if let Order::Queued { waker, .. } = order {
-                waker.wake_by_ref();
-                (*order, any) = (Order::Done(Err(Refused::GONE)), true);
+                let waker = waker.take();
+                *order = Order::Done(Err(Refused::GONE));
+                waker.into_iter().for_each(Waker::wake);
             }
         }
-        any
+        core::mem::take(queued) > 0
     }
 
     /// Makes all copies that wait, and wakes who waits for them; false if none did.
     pub fn run<X: Xen>(&self, domain: &Domain<X>) -> bool {
         let mut batch = self.0.borrow_mut();
-        let Orders { moves, results, orders, .. } = &mut *batch;
-        if !orders.iter().any(|order| matches!(order, Order::Queued { .. })) {
+        let Orders { moves, results, orders, queued, .. } = &mut *batch;
+        if core::mem::take(queued) == 0 {
             return false;
         }
         results.clear();
@@ -215,12 +201,42 @@ impl Batch {
         for order in orders.iter_mut() {
             if let Order::Queued { from, moves, waker } = order {
                 let result = results[*from..*from + *moves].iter().copied().find(Result::is_err).unwrap_or(Ok(()));
-                waker.wake_by_ref();
+                let waker = waker.take();
                 *order = Order::Done(result);
+                waker.into_iter().for_each(Waker::wake);
             }
         }
         moves.clear();
         true
+    }
+}
+
+/// What comes of some copies, see [`Batch::copy`].
+#[must_use = "its place is free only when it was waited for"]
+pub struct Copied<'a> {
+    batch: &'a Batch,
+    place: usize,
+}
+
+impl Future for Copied<'_> {
+    type Output = Result<(), Refused>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut batch = self.batch.0.borrow_mut();
+        let Orders { orders, free, .. } = &mut *batch;
+        match &mut orders[self.place] {
+            Order::Done(result) => {
+                let result = *result;
+                orders[self.place] = Order::Free;
+                free.push(self.place);
+                Poll::Ready(result)
+            }
+            Order::Queued { waker, .. } => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Order::Free => unreachable!("a place is freed by who waits for it"),
+        }
     }
 }
 

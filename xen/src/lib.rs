@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`port`]: the trait [`port::Xen`], the one cut between product code and a hypervisor
 //! - [`page`]: pages that peers may write, and runs of our own
+//! - [`kept`]: a peer's pages that stay mapped
 //! - [`schedule`]: where a simulator lets peers run
 //! - [`vchan`]: byte streams that other domains open
 #![no_std]
@@ -14,6 +15,7 @@ pub mod domain;
 pub mod event;
 pub mod exec;
 pub mod grant;
+pub mod kept;
 pub mod limits;
 pub mod page;
 pub mod patience;

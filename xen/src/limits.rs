@@ -11,6 +11,12 @@ pub const SEGMENTS_INDIRECT: u16 = 256;
 /// Segments of one disk in flight at once: half of a lower disk's pages, and a bound on what its requests note down
 /// (about 50 bytes a segment), whatever a guest asks for.
 pub const SEGMENTS_PER_VBD: usize = 512;
+/// Pages of a frontend that stay mapped, of one ring: Linux keeps 1,056 on a ring of one page. A power of two.
+pub const KEPT_PER_RING: usize = 2048;
+/// The same of all rings together. Rings have to be mapped too: this and [`RING_PAGES`] fit the image's window.
+pub const KEPT_PAGES: usize = 16384;
+/// Pages of all rings.
+pub const RING_PAGES: usize = VBDS << RING_ORDER;
 /// log2 of the most pages of a ring (`max-ring-page-order`).
 pub const RING_ORDER: u32 = 4;
 /// Pages lent to the backend of one lower disk, for all data in flight to it: 4 MiB.
@@ -50,6 +56,7 @@ const _: () = {
     assert!(PAGES_PER_LOWER >= SEGMENTS_INDIRECT as usize);
     assert!(SEGMENTS_PER_VBD >= SEGMENTS_INDIRECT as usize);
     assert!(SEGMENTS_PER_VBD <= PAGES_PER_LOWER / 2);
+    assert!(KEPT_PER_RING.is_power_of_two() && KEPT_PER_RING <= KEPT_PAGES);
     assert!(REQUESTS_PER_TURN <= REQUESTS_PER_VBD);
     // One full indirect request with its descriptor page fits a batch.
     assert!(COPIES_PER_BATCH > SEGMENTS_INDIRECT as usize);

@@ -45,6 +45,25 @@ impl Page {
         self.write(at, &ZEROES[..bytes]);
     }
 
+    /// Copies `bytes` bytes from `from_at` of another page to `at`; both lie inside their pages.
+    pub fn copy(&self, at: usize, from: &Page, from_at: usize, bytes: usize) {
+        assert!(at <= PAGE_BYTES && bytes <= PAGE_BYTES - at);
+        assert!(from_at <= PAGE_BYTES && bytes <= PAGE_BYTES - from_at);
+        schedule::point();
+        let cut = schedule::cut(bytes);
+        let copy = |range: core::ops::Range<usize>| {
+            let (from, into) = (from.0.get().cast::<u8>(), self.0.get().cast::<u8>());
+            // SAFETY: both ranges are inside their pages (asserted), and two pages do not overlap; where they are one, a
+            // string copy gives some mixture of its bytes, as it does when a peer writes meanwhile.
+            unsafe { copy(from.add(from_at + range.start), into.add(at + range.start), range.len()) }
+        };
+        if cut > 0 {
+            copy(0..cut);
+            schedule::point();
+        }
+        copy(cut..bytes);
+    }
+
     fn word(&self, at: usize) -> &AtomicU32 {
         assert!(at.is_multiple_of(4) && at < PAGE_BYTES);
         // SAFETY: `at` is aligned and inside the page, the page lives as long as `self`, and no other access to the
@@ -198,6 +217,11 @@ impl Run {
         self.0.len()
     }
 
+    /// The page with this index, which must be below [`pages`](Run::pages), for as long as this handle is there.
+    pub fn at(&self, index: usize) -> &Page {
+        &self.0[index]
+    }
+
     /// The page with this index, which must be below [`pages`](Run::pages).
     pub fn page(&self, index: usize) -> PageRef {
         assert!(index < self.0.len());
@@ -237,6 +261,12 @@ impl Deref for PageRef {
 pub struct Span<P>(pub Vec<P>);
 
 impl<P: Deref<Target = Page>> Span<P> {
+    /// The one page that the whole range is in, if there is one, and where it begins there.
+    fn whole(&self, at: usize, bytes: usize) -> Option<(&Page, usize)> {
+        let (page, offset) = (at / PAGE_BYTES, at % PAGE_BYTES);
+        if bytes <= PAGE_BYTES - offset { Some((&self.0[page], offset)) } else { None }
+    }
+
     /// Calls `each` with every page the range touches: page, offset in it, and where in the range it lies.
     fn split(&self, at: usize, bytes: usize, mut each: impl FnMut(&Page, usize, core::ops::Range<usize>)) {
         let mut done = 0;
@@ -257,9 +287,15 @@ impl<P: Deref<Target = Page>> Memory for Span<P> {
         self.0[at / PAGE_BYTES].store(at % PAGE_BYTES, value)
     }
     fn read(&self, at: usize, into: &mut [u8]) {
+        if let Some((page, at)) = self.whole(at, into.len()) {
+            return page.read(at, into);
+        }
         self.split(at, into.len(), |page, offset, range| page.read(offset, &mut into[range]));
     }
     fn write(&self, at: usize, from: &[u8]) {
+        if let Some((page, at)) = self.whole(at, from.len()) {
+            return page.write(at, from);
+        }
         self.split(at, from.len(), |page, offset, range| page.write(offset, &from[range]));
     }
     fn load8(&self, at: usize) -> u8 {

@@ -74,7 +74,7 @@ impl Bell {
 
     /// Hears every ring from now on.
     pub fn listen(&self) -> Listener {
-        Listener { rope: self.0.clone(), heard: self.rung(), key: None }
+        Listener { rope: self.0.clone(), heard: self.rung(), key: None, waits: None }
     }
 
     /// How often it rang.
@@ -94,6 +94,8 @@ pub struct Listener {
     rope: Rc<Rope>,
     heard: u64,
     key: Option<u64>,
+    /// Who is at the bell for it.
+    waits: Option<Waker>,
 }
 
 impl Listener {
@@ -101,8 +103,13 @@ impl Listener {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let rope = &self.rope;
         if core::mem::replace(&mut self.heard, rope.rung.get()) != rope.rung.get() {
+            self.waits = None;
             return Poll::Ready(());
         }
+        if self.waits.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        self.waits = Some(cx.waker().clone());
         let key = *self.key.get_or_insert_with(|| rope.serial.replace(rope.serial.get() + 1));
         let mut waiting = rope.waiting.borrow_mut();
         match waiting.get_mut(&key) {
@@ -155,6 +162,9 @@ impl Credits {
 
     /// Takes `n` at once, waiting for its turn. `n` must not be more than there ever are, or it waits for ever.
     pub async fn take(&self, n: usize) {
+        if self.queue.borrow().is_empty() && self.free.get() >= n {
+            return self.free.set(self.free.get() - n);
+        }
         let mut ticket = Ticket { credits: self, serial: None };
         poll_fn(|cx| ticket.poll(n, cx)).await
     }

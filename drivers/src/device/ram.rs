@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 
 use xen::exec::yield_now;
-use xen::page::{NoMemory, PAGE_BYTES, Run};
+use xen::page::{NoMemory, PAGE_BYTES, Page, Run};
 
 use crate::disk::{Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, SECTORS_PER_PAGE, within};
 
@@ -26,6 +26,17 @@ impl Ram {
         let run = Run::new(pages)?;
         Run::new(SPARE_PAGES)?;
         Ok(Ram { run, sectors: pages as u64 * u64::from(SECTORS_PER_PAGE) })
+    }
+
+    /// How many sectors it has.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// The page that a sector is in, and which of its sectors it is. It must be one of the disk's.
+    pub fn at(&self, sector: u64) -> (&Page, u32) {
+        let per_page = u64::from(SECTORS_PER_PAGE);
+        (self.run.at((sector / per_page) as usize), (sector % per_page) as u32)
     }
 
     /// Calls `each` with what the range touches of every page: page, first sector in it, sectors.

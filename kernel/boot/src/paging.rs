@@ -7,6 +7,7 @@ use core::ops::Range;
 
 use boot::map::{LARGE, Map, PAGE};
 use boot::tables::{Access, Table, Tables};
+use xen::limits::{KEPT_PAGES, RING_PAGES};
 use xen::port::Refused;
 use xen_sys::memory::{XENMEM_add_to_physmap, xen_add_to_physmap};
 use xen_sys::xen::DOMID_SELF;
@@ -14,7 +15,7 @@ use xen_sys::xen::DOMID_SELF;
 use crate::hypercall;
 
 /// Pages of other domains that can be mapped at a time.
-pub const WINDOW_PAGES: u64 = 8192;
+pub const WINDOW_PAGES: u64 = (RING_PAGES + KEPT_PAGES) as u64;
 
 /// The first tables map this much; ours must lie in it.
 const REACH: u64 = 1 << 30;

@@ -59,7 +59,8 @@ pub fn connect<X: Xen>(shared: &Rc<Shared<X>>, minor: &Rc<Minor<X>>, blkif: &Blk
     let port = ring.channel.port();
     let read_only = info.read_only || minor.is_read_only();
     let handle = Handle::new(guest, device, ring.pages, true, minor.life());
-    let desk = Desk::new(minor.clone(), handle.clone(), read_only, info.discard.is_some() && !read_only);
+    let discard = info.discard.is_some() && !read_only;
+    let desk = Desk::new(minor.clone(), handle.clone(), read_only, discard, None);
     let (user, queue) = (minor.used(), queue::start(domain.clone(), Rc::new(desk), ring, handle.clone()));
     domain.exec.spawn(async move {
         queue.await;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use protocol::mem::Memory;
 use xen::page::{PAGE_BYTES, PageRef};
-use xen::port::{Access, DomId, GrantRef, Port, Way};
+use xen::port::{Access, DomId, GrantRef, Port, StillInUse, Way};
 
 use crate::blkif::{
     Body, FrontRing, Layout, Request, Response, SECTOR, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Segment, status,
@@ -30,7 +30,7 @@ struct Flight {
     io: Io,
     line: Option<usize>,
     pieces: Vec<Piece>,
-    tables: Vec<GrantRef>,
+    tables: Vec<(PageRef, GrantRef)>,
 }
 
 /// An answered request.
@@ -65,6 +65,10 @@ pub(crate) struct Link {
     flights: BTreeMap<u64, Flight>,
     /// Segments in one request: 11, or more where the backend offers indirect ones.
     pub segments_max: usize,
+    /// Both sides have offered to keep pages (`feature-persistent`): what the backend has mapped after its answer is used
+    /// again under the same reference.
+    pub persistent: bool,
+    kept: Vec<(PageRef, GrantRef)>,
 }
 
 impl Link {
@@ -83,6 +87,8 @@ impl Link {
             port: world.alloc_unbound(guest, backend).expect("a guest has ports"),
             flights: BTreeMap::new(),
             segments_max: SEGMENTS_MAX,
+            persistent: false,
+            kept: Vec::new(),
         }
     }
 
@@ -149,13 +155,11 @@ impl Link {
             let size =
                 if self.random.one_in(3) { self.random.between(least as u64, most as u64) as usize } else { most };
             let first = self.random.index(8 - size + 1);
-            let page = page();
+            let (page, grant) = self.granted(if data.is_some() { Access::ReadOnly } else { Access::ReadWrite });
             page.write(0, &FILLED);
             if let Some(data) = data {
                 page.write(first * SECTOR, &data[done * SECTOR..(done + size) * SECTOR]);
             }
-            let access = if data.is_some() { Access::ReadOnly } else { Access::ReadWrite };
-            let grant = self.world.lend(self.guest, &page, self.backend, access).expect("a guest's table is large");
             let way = if data.is_some() { Way::In } else { Way::Out };
             self.world.promise(self.guest, grant, way, first * SECTOR..(first + size) * SECTOR);
             pieces.push(Piece { page, grant, first, sectors: size });
@@ -164,7 +168,19 @@ impl Link {
         pieces
     }
 
-    fn body(&self, pieces: &[Piece], tables: &mut Vec<GrantRef>) -> Body {
+    /// A page for one request: one that the backend keeps, or a new one, granted no more than needed where none is kept.
+    fn granted(&mut self, access: Access) -> (PageRef, GrantRef) {
+        if !self.kept.is_empty() {
+            let at = self.random.index(self.kept.len());
+            return self.kept.swap_remove(at);
+        }
+        let access = if self.persistent { Access::ReadWrite } else { access };
+        let page = page();
+        let grant = self.world.lend(self.guest, &page, self.backend, access).expect("a guest's table is large");
+        (page, grant)
+    }
+
+    fn body(&mut self, pieces: &[Piece], tables: &mut Vec<(PageRef, GrantRef)>) -> Body {
         let segment = |piece: &Piece| Segment {
             grant: piece.grant,
             first: piece.first as u8,
@@ -174,16 +190,14 @@ impl Link {
             return Body::Segments(pieces.iter().map(segment).collect());
         }
         for pieces in pieces.chunks(SEGMENTS_PER_PAGE) {
-            let table = page();
+            let (table, grant) = self.granted(Access::ReadOnly);
             for (i, piece) in pieces.iter().enumerate() {
                 table.write(8 * i, &segment(piece).encode());
             }
-            let grant = self.world.lend(self.guest, &table, self.backend, Access::ReadOnly);
-            let grant = grant.expect("a guest's table is large");
             self.world.promise(self.guest, grant, Way::In, 0..8 * pieces.len());
-            tables.push(grant);
+            tables.push((table, grant));
         }
-        Body::Indirect { count: pieces.len() as u16, pages: tables.clone() }
+        Body::Indirect { count: pieces.len() as u16, pages: tables.iter().map(|(_, grant)| *grant).collect() }
     }
 
     /// Nobody looks for answers for a while: how long those take that are due now tells nothing.
@@ -213,10 +227,17 @@ impl Link {
         if !matches!(status, status::OKAY | status::ERROR | status::EOPNOTSUPP) {
             return Err(format!("status {status}"));
         }
-        for grant in flight.pieces.iter().map(|piece| piece.grant).chain(flight.tables) {
+        let pages = flight.pieces.iter().map(|piece| (piece.page.clone(), piece.grant)).chain(flight.tables);
+        for (page, grant) in pages {
             self.world.settle(self.guest, grant);
-            let ended = self.world.reclaim(self.guest, grant);
-            ended.map_err(|_| format!("answered {id:#x} while its page is still mapped"))?;
+            match self.world.reclaim(self.guest, grant) {
+                Ok(()) => {}
+                Err(StillInUse) if self.persistent => {
+                    marks::hit("frontend page kept");
+                    self.kept.push((page, grant));
+                }
+                Err(StillInUse) => return Err(format!("answered {id:#x} while its page is still mapped")),
+            }
         }
         let mut data = Vec::new();
         for piece in &flight.pieces {
@@ -241,9 +262,11 @@ impl Link {
     pub fn end(self) -> (Vec<Io>, Vec<GrantRef>) {
         self.world.close(self.guest, self.port);
         let mut grants = self.grants;
+        grants.extend(self.kept.iter().map(|(_, grant)| *grant));
         let mut ios = Vec::new();
         for flight in self.flights.into_values() {
-            let all = flight.pieces.iter().map(|piece| piece.grant).chain(flight.tables);
+            let tables = flight.tables.iter().map(|(_, grant)| *grant);
+            let all = flight.pieces.iter().map(|piece| piece.grant).chain(tables);
             grants.extend(all.inspect(|grant| self.world.settle(self.guest, *grant)));
             ios.push(flight.io);
         }

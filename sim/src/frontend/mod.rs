@@ -54,8 +54,7 @@ pub struct Options {
     pub order: u32,
     /// Segments it would put in an indirect request; 0 is a guest that knows of none.
     pub indirect: usize,
-    /// It says that it could keep pages granted, as Linux does by default. It never does, which only a backend that offers
-    /// the same would mind.
+    /// It says that it could keep pages granted, as Linux does by default, and does so if the backend offers the same.
     pub persistent: bool,
     /// It closes without waiting for what is under way, as a crash kernel does.
     pub abrupt: bool,
@@ -430,7 +429,7 @@ impl Frontend {
                 }
             }
             put("event-channel", link.port.0)?;
-            put("feature-persistent", u32::from(self.options.persistent && !self.options.style.jumps()))?;
+            put("feature-persistent", u32::from(self.persistent()))?;
             store.write(&format!("{}/protocol", self.dir), layout.protocol())
         });
         self.link = Some(link);
@@ -440,11 +439,17 @@ impl Frontend {
         }
     }
 
+    fn persistent(&self) -> bool {
+        self.options.persistent && !self.options.style.jumps()
+    }
+
     fn connected(&mut self) {
         self.look();
         let knows = if self.options.style.jumps() { 0 } else { self.options.indirect };
         let segments = knows.min(self.offer.indirect).max(SEGMENTS_MAX);
-        self.link.as_mut().expect("offered one").segments_max = segments;
+        let persistent = self.persistent() && self.back("feature-persistent") == Some(1);
+        let link = self.link.as_mut().expect("offered one");
+        (link.segments_max, link.persistent) = (segments, persistent);
         self.phase = Phase::Connected;
         self.tally.connects += 1;
         if !self.options.style.jumps() {

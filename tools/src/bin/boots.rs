@@ -177,13 +177,13 @@ fn bench(options: &Options, peers: &[Peer], loads: &[String], profiled: bool, ru
     let wanted = |name: &str| loads.is_empty() || loads.iter().any(|load| name.contains(load.as_str()));
     let workloads: Vec<usize> = (0..all.len()).filter(|at| wanted(&all[*at].to_string())).collect();
     ensure!(!workloads.is_empty(), "no load has one of these in its name: {loads:?}");
-    let peers = if peers.is_empty() {
-        Peer::ALL.into_iter().filter(|peer| *peer != Peer::Qdisk).collect()
-    } else {
-        peers.to_vec()
-    };
+    let peers = if peers.is_empty() { Peer::ALL.to_vec() } else { peers.to_vec() };
+    let qdisk = peers.contains(&Peer::Qdisk);
     let plan = Plan { peers, workloads, names: profiled };
     let parts = fetch(options)?;
+    if qdisk {
+        parts.fetch_qdisk(|text| eprintln!("{text}"))?;
+    }
     let mut last: Option<Outcome> = None;
     for _ in 0..runs.max(1) {
         let outcome = bench::run(&parts, &options.logs, image, &plan, |text| eprintln!("{text}"))?;

@@ -11,6 +11,7 @@ use super::elf;
 use super::parts::{Parts, modules_in_order, run};
 use crate::agent::exercise;
 use crate::report::{JOB_PATH, Task};
+use crate::workload::Peer;
 
 /// Modules of dom0: access to Xen, both halves of its block driver, the disks that stand in for hardware.
 const DOM0_MODULES: &[&str] = &[
@@ -50,6 +51,10 @@ const RAW_MESSAGES: &str = include_str!("raw_messages.c");
 const RAW_PROGRAMS: [(&str, &[&str]); 2] =
     [("/usr/bin/raw-messages-blktap", &[]), ("/usr/bin/raw-messages-rfc", &["-DRFC"])];
 
+/// QEMU where Debian's libxl looks for it, and what it does not start without.
+const QDISK: &str = "/usr/libexec/xen-qemu-system-i386";
+const KEYMAP: &str = "/usr/share/qemu/keymaps/en-us";
+
 /// The load of the benchmark, in the guest.
 const LOAD: &str = include_str!("bench/load.c");
 
@@ -81,6 +86,12 @@ pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()
     for (program, dialect) in RAW_PROGRAMS {
         let built = compiled(RAW_MESSAGES, dialect, to)?;
         tree.archive.file(program, 0o755, &built)?;
+    }
+    if let Task::Bench(plan) = task
+        && plan.peers.contains(&Peer::Qdisk)
+    {
+        tree.program(&parts.root().join(&QDISK[1..]), QDISK)?;
+        tree.copy(&parts.root().join(&KEYMAP[1..]), KEYMAP)?;
     }
     // xl looks for its helpers below its own versioned folder, people look for xl on their path.
     for name in ["xl", "xenconsole"] {

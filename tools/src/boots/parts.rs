@@ -114,6 +114,24 @@ const PACKAGES: &[&str] = &[
     "libpcre2-8-0",
 ];
 
+/// QEMU as a backend in dom0, for the benchmark alone, with the libraries that it is linked with.
+const QDISK_PACKAGES: &[&str] = &[
+    "qemu-system-xen",
+    "qemu-system-data",
+    "libpixman-1-0",
+    "libspice-server1",
+    "libjpeg62-turbo",
+    "libusb-1.0-0",
+    "libgstreamer1.0-0",
+    "libgstreamer-plugins-base1.0-0",
+    "liborc-0.4-0",
+    "libopus0",
+    "libsasl2-2",
+    "libunwind8",
+    "libdw1",
+    "libelf1",
+];
+
 /// The package whose only dependency is Debian's newest kernel.
 const KERNEL: &str = "linux-image-amd64";
 
@@ -203,6 +221,27 @@ impl Parts {
         image::tools_disk(&parts, JUDGES)?;
         fs::write(cache.join("fetched"), format!("{}\n{}\n", wanted(), parts.release))?;
         Ok(parts)
+    }
+
+    /// Fetches QEMU for dom0 too, if it is not there.
+    pub fn fetch_qdisk(&self, say: impl Fn(&str)) -> Result<()> {
+        let (stamp, wanted) = (self.root().join("qdisk"), QDISK_PACKAGES.join(" "));
+        if fs::read_to_string(&stamp).is_ok_and(|had| had == wanted) {
+            return Ok(());
+        }
+        let debs = self.cache.join("debs");
+        say(&format!("fetching {} more of Debian's packages, for QEMU in dom0", QDISK_PACKAGES.len()));
+        let missing: Vec<&str> =
+            QDISK_PACKAGES.iter().copied().filter(|package| deb(&debs, package).is_none()).collect();
+        if !missing.is_empty() {
+            download(&debs, &missing)?;
+        }
+        for package in QDISK_PACKAGES {
+            let file = deb(&debs, package).with_context(|| format!("{package} was fetched but is not there"))?;
+            run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(self.root()))
+                .with_context(|| format!("unpacking {}", file.display()))?;
+        }
+        fs::write(stamp, wanted).context("noting what was fetched")
     }
 
     /// The folder that everything was unpacked into.

@@ -110,11 +110,11 @@ fn orders_of_one_turn_are_one_hypercall_and_each_has_its_own_result() {
     let batch = Batch::default();
     fake.answer(21, [NO]);
     fake.answer(22, [Refused(-3)]);
+    assert!(!batch.run(&domain), "nobody has ordered yet");
     let mut first = pin!(batch.copy(moves([10, 11])));
     let mut second = pin!(batch.copy(moves([20, 21, 22])));
     let mut empty = pin!(batch.copy(moves([])));
     let mut third = pin!(batch.copy(moves([30])));
-    assert!(!batch.run(&domain), "nobody has ordered yet");
     assert!(poll(first.as_mut()).is_pending() && poll(second.as_mut()).is_pending());
     assert!(poll(empty.as_mut()).is_pending() && poll(third.as_mut()).is_pending());
     assert!(poll(first.as_mut()).is_pending(), "asked twice, ordered once");

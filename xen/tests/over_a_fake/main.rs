@@ -4,6 +4,7 @@ mod events;
 mod executor;
 mod fake;
 mod grants;
+mod kept;
 mod pools;
 mod store;
 mod waiting;
