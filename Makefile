@@ -64,7 +64,7 @@ sim: setup
 
 # Power cuts, more of them than the ordinary tests have.
 crash:
-	SEEDS=200 DRAWS=20 cargo test --locked --release -p sim --test crash
+	SEEDS=200 DRAWS=20 cargo test --locked --release -p sim --test crash --test vhd -- --nocapture
 
 # What image formats cost, in instructions.
 bench-formats: setup
