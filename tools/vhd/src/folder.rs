@@ -31,10 +31,7 @@ impl Folder {
         let Some(name) = name else {
             return Err(Failure::invalid(format_args!("{}: not the name of a file", image.display())));
         };
-        let folder = match image.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let folder = image.parent().unwrap_or(Path::new(""));
         let prefix = (folder == Path::new(MAPPER)).then(|| group(name).unwrap_or_default().to_owned());
         Ok(Folder { folder: folder.into(), prefix, access })
     }
@@ -111,7 +108,7 @@ mod tests {
 
     #[test]
     fn parents_are_beside_their_children() {
-        assert_eq!(path("leaf.vhd", "C:/elsewhere/base.vhd"), "./base.vhd");
+        assert_eq!(path("leaf.vhd", "C:/elsewhere/base.vhd"), "base.vhd");
         assert_eq!(path("/images/leaf.vhd", "./base.vhd"), "/images/base.vhd");
         assert_eq!(path("/images/leaf.vhd", "/etc/passwd"), "/images/passwd");
         assert_eq!(path("/dev/VG-1/VHD-2", "/dev/VG-1/VHD-3"), "/dev/VG-1/VHD-3");

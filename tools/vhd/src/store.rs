@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use drivers::disk::{Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, SECTORS_MAX, Store, sectors, within};
 use protocol::mem::Memory;
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags, SeekFrom, fallocate, fcntl_lock, fdatasync, flock, seek};
+use rustix::fs::{
+    Advice, FallocateFlags, FlockOperation, OFlags, SeekFrom, fadvise, fallocate, fcntl_lock, fdatasync, flock, seek,
+};
 use rustix::io::Errno;
 use xen::page::{PAGE_BYTES, PageRef};
 
@@ -42,6 +44,9 @@ pub struct FileStore {
     physical_bytes: u32,
     sectors: Cell<u64>,
     pages: RefCell<Vec<PageRef>>,
+    /// So many changes are done and then none any more, as if the power had failed.
+    #[cfg(test)]
+    pub(crate) changes_left: Cell<Option<u64>>,
 }
 
 fn errno(error: &std::io::Error) -> Errno {
@@ -91,6 +96,11 @@ impl FileStore {
         {
             return Err(Failure::new(Errno::BUSY, format_args!("{}: {other} writes it", path.display())));
         }
+        if is_device {
+            // Others may write what is below it past this host's cache of it: a storage domain does. That it is not emptied
+            // matters only where something is in it, which the last to close the device took along.
+            let _ = fadvise(&file, 0, None, Advice::DontNeed);
+        }
         let bytes = seek(&file, SeekFrom::End(0)).map_err(|errno| Failure::of_file(path, "size", errno))?;
         let sector_bytes = SECTOR_BYTES as u64;
         if !bytes.is_multiple_of(sector_bytes) {
@@ -105,7 +115,17 @@ impl FileStore {
         let sectors = Cell::new(bytes / sector_bytes);
         let writable = access == Access::Write;
         let pages = RefCell::default();
-        Ok(FileStore { file, path: path.into(), is_device, writable, physical_bytes, sectors, pages })
+        Ok(FileStore {
+            file,
+            path: path.into(),
+            is_device,
+            writable,
+            physical_bytes,
+            sectors,
+            pages,
+            #[cfg(test)]
+            changes_left: Cell::new(None),
+        })
     }
 
     /// What it was opened as.
@@ -134,6 +154,7 @@ impl FileStore {
         if self.is_device || !self.writable || sectors > SECTORS_MAX {
             return Err(Error::Unsupported);
         }
+        self.change()?;
         self.file.set_len(sectors * SECTOR_BYTES as u64).map_err(|error| translate(&error))?;
         self.sectors.set(sectors);
         Ok(())
@@ -153,8 +174,18 @@ impl FileStore {
 
     fn write_at(&self, sector: u64, bytes: &[u8]) -> Result<(), Error> {
         let end = self.may_write(sector, (bytes.len() / SECTOR_BYTES) as u64)?;
+        self.change()?;
         self.file.write_all_at(bytes, sector * SECTOR_BYTES as u64).map_err(|error| translate(&error))?;
         self.sectors.set(self.sectors.get().max(end));
+        Ok(())
+    }
+
+    /// Counts a change.
+    fn change(&self) -> Result<(), Error> {
+        #[cfg(test)]
+        if let Some(left) = self.changes_left.get() {
+            self.changes_left.set(Some(left.checked_sub(1).ok_or(Error::Gone)?));
+        }
         Ok(())
     }
 
@@ -174,6 +205,7 @@ impl FileStore {
         let end = self.may_write(sector, count)?;
         // Beyond the end of a file there are zeroes when it grows.
         let inside = end.min(self.sectors.get()).saturating_sub(sector);
+        self.change()?;
         if inside > 0 && self.punch(sector, inside).is_err() {
             let (mut at, end) = (sector, sector + inside);
             while at < end {

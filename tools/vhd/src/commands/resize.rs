@@ -20,13 +20,19 @@ use crate::progress::Progress;
 use crate::store::{Access, FileStore};
 
 pub(super) fn resize(path: &Path, size: u64) -> Result<Answer, Failure> {
-    let store = FileStore::open(path, Access::Write)?;
+    let bytes = to_size(&FileStore::open(path, Access::Write)?, size)?;
+    Ok(Answer::new("", json!({"image": path.display().to_string(), "size": bytes})))
+}
+
+/// Makes the disk that large, up to whole sectors, and returns its bytes.
+fn to_size(store: &FileStore, size: u64) -> Result<u64, Failure> {
+    let path = store.path();
     let invalid = |why: &str| Failure::invalid(format_args!("{}: {why}", path.display()));
-    let report = check(&store, Options::default())?;
+    let report = check(store, Options::default())?;
     if let Some(finding) = report.findings.iter().find(|finding| finding.who == Who::Everyone) {
         return Err(invalid(&format!("it has to be sound first: {finding}")));
     }
-    let its = image(&store)?;
+    let its = image(store)?;
     let (sectors, old) = (size.div_ceil(SECTOR_BYTES as u64), its.footer.sectors());
     if sectors < old {
         return Err(invalid("a disk is not made smaller"));
@@ -40,13 +46,13 @@ pub(super) fn resize(path: &Path, size: u64) -> Result<Answer, Failure> {
     if sectors > old {
         match (&its.header, footer.kind) {
             (Some(header), Kind::Dynamic | Kind::Differencing) => {
-                grow(&store, &its.footer, header, sectors)?;
-                save_footer(&store, &footer)?;
+                grow(store, &its.footer, header, sectors)?;
+                save_footer(store, &footer)?;
             }
-            _ => grow_fixed(&store, &footer, old)?,
+            _ => grow_fixed(store, &footer, old)?,
         }
     }
-    Ok(Answer::new("", json!({"image": path.display().to_string(), "size": bytes})))
+    Ok(bytes)
 }
 
 /// The new footer is there before the old one, which lies where the disk is to be, is zeroes.
@@ -63,8 +69,9 @@ fn grow_fixed(store: &FileStore, footer: &Footer, old: u64) -> Result<(), Failur
     }
     // What lies between the disk and its footer is nobody's.
     block_on(store.zero(old, end - old)).map_err(failed)?;
-    store.set_sectors(sectors.max(end) + 1).map_err(failed)?;
-    save_footer(store, footer)?;
+    // The write that makes the file longer brings its footer.
+    save(store, sectors.max(end), &footer.encode())?;
+    sync(store)?;
     if end < sectors {
         block_on(store.zero(end, 1)).map_err(failed)?;
     }
@@ -237,4 +244,79 @@ fn write_batmap(store: &FileStore, at: u64, entries: u32, old: Option<(Batmap, V
     };
     save(store, new.at, &bits)?;
     save(store, at, &new.encode())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use drivers::format::vhd::make::{Form, New, Parent, make};
+
+    use super::*;
+    use crate::commands::repair::repair;
+    use crate::disk::{flush, open, read, write};
+
+    const MIB: u64 = 1 << 20;
+
+    fn made(path: &Path, id: u8, form: Form<'_>) {
+        let store = FileStore::create(path).unwrap();
+        let new = New { id: [id; 16], sectors: 16 * MIB / 512, timestamp: 1, form };
+        block_on(make(&store, "test", &new)).unwrap();
+    }
+
+    /// What the first 16 MiB of a disk hold.
+    fn held(path: &Path) -> Vec<u8> {
+        let disk = open(path, Access::Read, Access::Share).unwrap();
+        let mut bytes = vec![0; 16 << 20];
+        bytes.chunks_mut(1 << 20).enumerate().for_each(|(at, part)| read(&disk, at as u64 * 2048, part).unwrap());
+        bytes
+    }
+
+    /// Stops before every change that a resize makes; what is there then is mended and holds all it held.
+    fn cut_everywhere(name: &str, form: Form<'_>) {
+        let folder = std::env::temp_dir().join(format!("vhd-cut-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let file = |name: &str| -> PathBuf { folder.join(name) };
+        made(&file("base"), 1, Form::Dynamic(4096));
+        made(&file("image"), 2, form);
+        let disk = open(&file("image"), Access::Write, Access::Share).unwrap();
+        for block in [3, 0, 7, 1] {
+            write(&disk, block * 4096 + 9, &[block as u8 + 1; 6 * 512]).unwrap();
+        }
+        flush(&disk).unwrap();
+        drop(disk);
+        let (before, bytes) = (held(&file("image")), fs::read(file("image")).unwrap());
+        for cut in 0.. {
+            fs::write(file("image"), &bytes).unwrap();
+            let store = FileStore::open(&file("image"), Access::Write).unwrap();
+            store.changes_left.set(Some(cut));
+            let done = to_size(&store, 3 << 30).is_ok();
+            drop(store);
+            if !done {
+                repair(&file("image")).unwrap_or_else(|failure| panic!("{name}, cut {cut}: {failure}"));
+            }
+            assert!(held(&file("image")) == before, "{name}, cut {cut}");
+            let store = FileStore::open(&file("image"), Access::Write).unwrap();
+            let report = check(&store, Options::default()).unwrap();
+            assert!(report.is_clean(), "{name}, cut {cut}: {:#?}", report.findings);
+            // The work can be done again.
+            to_size(&store, 3 << 30).unwrap_or_else(|failure| panic!("{name}, cut {cut}: {failure}"));
+            drop(store);
+            assert!(held(&file("image")) == before, "{name}, cut {cut}, again");
+            if done {
+                assert!(cut > 2, "it was cut");
+                break;
+            }
+        }
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn cut_off_anywhere_all_is_there() {
+        cut_everywhere("dynamic", Form::Dynamic(4096));
+        cut_everywhere("fixed", Form::Fixed);
+        let parent = Parent { id: [1; 16], timestamp: 1, name: "base" };
+        cut_everywhere("child", Form::Differencing(4096, parent));
+    }
 }
