@@ -12,6 +12,7 @@
 //! - [`vchan`]: byte streams between two domains
 //! - [`gpt`]: GUID partition tables
 //! - [`vhd`]: VHD images
+//! - [`lvm`]: LVM2's labels, metadata areas and their text
 //! - [`number`]: decimal numbers of store nodes
 //! - [`tapdisk`]: the toolstack's messages in both dialects, and a stream's bytes to whole requests
 //! - [`session`]: which of these messages is legal in which state of a VBD
@@ -25,6 +26,7 @@ extern crate std;
 pub mod blkif;
 pub mod errno;
 pub mod gpt;
+pub mod lvm;
 pub mod mem;
 pub mod number;
 pub mod ring;
