@@ -5,11 +5,13 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt::Display;
 use protocol::errno::Errno;
 
 use xen::port::Xen;
 use xen::sync::Listener;
 
+use crate::device::blkfront::Blkfront;
 use crate::device::lowers::Lowers;
 use crate::device::ram::Ram;
 use crate::disk::{Device, Error, Info, Op, Piece, within};
@@ -17,7 +19,8 @@ use crate::format::joined::Joined;
 use crate::format::vhd::open::Place;
 use crate::format::vhd::{Vhd, open};
 use crate::partition;
-use crate::target::{Lower, OpenError, Target};
+use crate::target::{Lower, OpenError, Quoted, Source, Target};
+use crate::volume::group::Group;
 use crate::volume::{Disks, Run, Volume};
 
 /// The devices and formats that are compiled in.
@@ -32,8 +35,27 @@ pub struct Stack<X: Xen> {
     kind: Kind<X>,
 }
 
-/// Opens a lower disk or a partition of it.
-async fn volume<X: Xen>(lowers: &Lowers<X>, lower: &Lower) -> Result<Volume<X>, OpenError> {
+/// Where the parents of an image are looked for.
+enum Around<X: Xen> {
+    /// Nowhere: a lower disk or a partition holds one image.
+    Nothing(Lower),
+    /// In the volume group that the image is in.
+    Group(Box<Group<Blkfront<X>>>),
+}
+
+/// Opens what an image lies on.
+async fn volume<X: Xen>(lowers: &Lowers<X>, source: &Source) -> Result<(Volume<X>, Around<X>), OpenError> {
+    match source {
+        Source::Lower(lower) => Ok((part(lowers, lower).await?, Around::Nothing(*lower))),
+        Source::Logical(name) => {
+            let group = Group::open(lowers, name).await?;
+            Ok((logical(&group, &name.volume)?, Around::Group(Box::new(group))))
+        }
+    }
+}
+
+/// A lower disk or a partition of it.
+async fn part<X: Xen>(lowers: &Lowers<X>, lower: &Lower) -> Result<Volume<X>, OpenError> {
     let disk = lowers.find(lower).await?;
     if disk.info().sectors == 0 {
         return Err(OpenError::new(Errno::EINVAL, format!("{lower}: it has no sectors we can address")));
@@ -43,15 +65,24 @@ async fn volume<X: Xen>(lowers: &Lowers<X>, lower: &Lower) -> Result<Volume<X>, 
     Ok(Volume::of(&(Rc::new([disk]) as Disks<X>), alloc::vec![Run::linear(0, part.start, part.sectors)]))
 }
 
-/// A lower disk holds one image: there is no place for its parent.
-struct Alone<'a, X: Xen>(&'a Lower, core::marker::PhantomData<X>);
+fn logical<X: Xen>(group: &Group<Blkfront<X>>, volume: &str) -> Result<Volume<X>, OpenError> {
+    let found = group.find(volume)?;
+    Ok(Volume::of(group.disks(), found.runs).read_only(found.read_only))
+}
 
-impl<X: Xen> Place for Alone<'_, X> {
+impl<X: Xen> Place for Around<X> {
     type Store = Volume<X>;
 
     async fn parent(&self, name: &str) -> Result<(Volume<X>, String), OpenError> {
-        let text = format!("\"{}\" is not on {}", crate::target::Quoted(name), self.0);
-        Err(OpenError::new(Errno::ENOENT, text))
+        let refused =
+            |place: &dyn Display| OpenError::new(Errno::ENOENT, format!("\"{}\" is not {place}", Quoted(name)));
+        match self {
+            Around::Nothing(lower) => Err(refused(&format_args!("on {lower}"))),
+            Around::Group(group) => {
+                let within = group.inside(name).ok_or_else(|| refused(&format_args!("in /dev/{}", group.name())))?;
+                Ok((logical(group, &within)?, format!("/dev/{}/{within}", group.name())))
+            }
+        }
     }
 }
 
@@ -66,11 +97,10 @@ impl<X: Xen> Stack<X> {
                     return Err(OpenError::new(Errno::ENOMEM, text));
                 }
             },
-            Target::Raw(lower) => Kind::Raw(volume(lowers, &lower).await?),
-            Target::Vhd(lower) => {
-                let store = volume(lowers, &lower).await?;
-                let place = Alone(&lower, core::marker::PhantomData);
-                let format = open::open(&place, store, &lower.to_string(), read_only).await?;
+            Target::Raw(source) => Kind::Raw(volume(lowers, &source).await?.0),
+            Target::Vhd(source) => {
+                let (store, around) = volume(lowers, &source).await?;
+                let format = open::open(&around, store, &source.to_string(), read_only).await?;
                 Kind::Vhd(Box::new(Joined { format }))
             }
         };

@@ -2,9 +2,11 @@
 
 use core::fmt;
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use protocol::errno::Errno;
+use protocol::lvm;
 use protocol::number;
 use xen::limits::TARGET_BYTES;
 
@@ -31,17 +33,41 @@ impl fmt::Display for OpenError {
 }
 
 /// What a name names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// `ram:SIZE`: so many pages of memory.
     Ram {
         /// How many.
         pages: usize,
     },
-    /// `aio:/dev/xvdX` or `raw:`: a lower disk, or a partition of it.
-    Raw(Lower),
-    /// `vhd:`: the VHD on one.
-    Vhd(Lower),
+    /// `aio:` or `raw:`: sectors as they are.
+    Raw(Source),
+    /// `vhd:`: the VHD on them.
+    Vhd(Source),
+}
+
+/// Where an image lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// `/dev/xvdX`: a lower disk, or a partition of it.
+    Lower(Lower),
+    /// `/dev/VG/LV`: a logical volume on lower disks.
+    Logical(Box<lvm::Name>),
+}
+
+impl Source {
+    fn parse(text: &str) -> Option<Source> {
+        lower(text).map(Source::Lower).or_else(|| lvm::Name::parse(text).map(|name| Source::Logical(Box::new(name))))
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Lower(lower) => lower.fmt(f),
+            Source::Logical(name) => name.fmt(f),
+        }
+    }
 }
 
 /// A disk below us, as the guest naming of Xen has it.
@@ -74,9 +100,9 @@ impl Target {
                 Some(bytes) => Ok(Target::Ram { pages: (bytes / xen::page::PAGE_BYTES as u64) as usize }),
                 None => Err(invalid("the size is not a multiple of 4096 bytes between 4K and 1T, as 64M")),
             },
-            "aio" | "raw" | "vhd" => match lower(source) {
-                Some(lower) => Ok(if kind == "vhd" { Target::Vhd(lower) } else { Target::Raw(lower) }),
-                None => Err(invalid("the source is not a lower disk, as /dev/xvda or /dev/xvda1")),
+            "aio" | "raw" | "vhd" => match Source::parse(source) {
+                Some(source) => Ok(if kind == "vhd" { Target::Vhd(source) } else { Target::Raw(source) }),
+                None => Err(invalid("the source is not a lower disk or a logical volume, as /dev/xvda1 or /dev/VG/LV")),
             },
             _ => Err(OpenError::new(
                 Errno::ENOENT,
@@ -152,14 +178,22 @@ mod tests {
 
     #[test]
     fn names_that_mean_something() {
-        let raw = |device, partition| Ok(Target::Raw(Lower { device, partition }));
+        let raw = |device, partition| Ok(Target::Raw(Source::Lower(Lower { device, partition })));
+        let logical = |group, volume| Source::Logical(Box::new(lvm::Name::new(group, volume).unwrap()));
         assert_eq!(Target::parse("ram:64M"), Ok(Target::Ram { pages: 16384 }));
         assert_eq!(Target::parse("ram:4096"), Ok(Target::Ram { pages: 1 }));
         assert_eq!(Target::parse("aio:/dev/xvda"), raw(51712, None));
         assert_eq!(Target::parse("raw:/dev/xvdb3"), raw(51728, Some(3)));
         assert_eq!(Target::parse("/dev/xvdp"), raw(51952, None));
         assert_eq!(Target::parse("aio:/dev/xvdq128"), raw(1 << 28 | 16 << 8, Some(128)));
-        assert_eq!(Target::parse("vhd:/dev/xvdb"), Ok(Target::Vhd(Lower { device: 51728, partition: None })));
+        let second = Source::Lower(Lower { device: 51728, partition: None });
+        assert_eq!(Target::parse("vhd:/dev/xvdb"), Ok(Target::Vhd(second)));
+        assert_eq!(Target::parse("aio:/dev/vg/lv"), Ok(Target::Raw(logical("vg", "lv"))));
+        assert_eq!(Target::parse("/dev/mapper/vg--0-lv"), Ok(Target::Raw(logical("vg-0", "lv"))));
+        let vhd =
+            "vhd:/dev/VG_XenStorage-e4a9ac4c-5ab8-4d3c-9d8f-0c2b4f4a7a11/VHD-0f8f2a2c-1c5e-4b1f-9a3d-6a0c3f0b8a55";
+        let (group, volume) = vhd["vhd:/dev/".len()..].split_once('/').unwrap();
+        assert_eq!(Target::parse(vhd), Ok(Target::Vhd(logical(group, volume))));
         assert_eq!(Target::parse("aio:/dev/xvdaa"), raw(1 << 28 | 26 << 8, None));
     }
 
@@ -183,6 +217,8 @@ mod tests {
             ("aio:/dev/xvda01", "not a lower disk"),
             ("aio:/dev/xvdabc", "not a lower disk"),
             ("aio:/dev/xvda/..", "not a lower disk"),
+            ("vhd:/dev/vg/lv/x", "not a lower disk or a logical volume"),
+            ("vhd:/dev/mapper/vg", "not a lower disk or a logical volume"),
             ("aio:\u{1b}[2J", "not printable"),
             ("aio:/dev/xvdä", "not printable"),
         ] {

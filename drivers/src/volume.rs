@@ -3,6 +3,10 @@
 //! A page that a payload is moved through is lent to the backend of one lower disk. A volume has a home, the disk whose pages
 //! it hands out; all volumes of one chain of images have the same. What goes to another disk than home goes through that
 //! disk's own pages, one copy more.
+//!
+//! # Layout
+//! - here: runs as a device
+//! - [`group`]: which runs a logical volume of LVM2 has
 
 use alloc::rc::Rc;
 use alloc::vec;
@@ -15,6 +19,8 @@ use xen::sync::Listener;
 use crate::device::blkfront::{Blkfront, Life};
 use crate::disk::{Device, Error, Info, Op, Piece, SECTOR_BYTES, Store, sectors, within};
 use crate::payload::Rest;
+
+pub mod group;
 
 /// The disks that volumes lie on, home first.
 pub type Disks<X> = Rc<[Rc<Blkfront<X>>]>;
@@ -50,6 +56,8 @@ pub struct Volume<X: Xen> {
     disks: Disks<X>,
     /// One after the other; none means all of the first disk, also what it grows by.
     runs: Vec<Run>,
+    /// It may not be written, whatever its disks say.
+    read_only: bool,
 }
 
 /// Bytes that go through another disk's pages at once.
@@ -58,12 +66,17 @@ const BOUNCED_BYTES: usize = 32 << 10;
 impl<X: Xen> Volume<X> {
     /// A whole disk.
     pub fn whole(disk: Rc<Blkfront<X>>) -> Self {
-        Volume { disks: Rc::new([disk]), runs: Vec::new() }
+        Volume { disks: Rc::new([disk]), runs: Vec::new(), read_only: false }
     }
 
     /// Runs of these disks; none is empty, and none names a disk that is not there.
     pub fn of(disks: &Disks<X>, runs: Vec<Run>) -> Self {
-        Volume { disks: disks.clone(), runs }
+        Volume { disks: disks.clone(), runs, read_only: false }
+    }
+
+    /// The same, but it is not written.
+    pub fn read_only(self, read_only: bool) -> Self {
+        Volume { read_only, ..self }
     }
 
     /// Hears when a disk's size or life changes from now on.
@@ -173,7 +186,7 @@ impl<X: Xen> Device for Volume<X> {
             true => first.sectors,
             false => self.runs.iter().map(|run| run.sectors).sum(),
         };
-        Info { sectors, ..all }
+        Info { sectors, read_only: all.read_only || self.read_only, ..all }
     }
 
     async fn take(&self, sector: u64, shape: impl ExactSizeIterator<Item = (u8, u8)>, into: &mut Vec<Piece>) {

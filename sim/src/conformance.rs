@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use drivers::device::lowers::Lowers;
 use drivers::disk::{Device, Error, Op, Piece};
 use drivers::stack::Stack;
-use drivers::target::Target;
+use drivers::target::{Source, Target};
 use protocol::mem::Memory;
 use xen::domain::Domain;
 
@@ -66,7 +66,7 @@ pub fn lower(seed: u64, options: Options) {
     let (mut run, lowers, disk) = below(seed, options, |_| {});
     let mut random = run.random.fork();
     let mut host = Host(Some(run));
-    let Ok(Target::Raw(name)) = Target::parse("aio:/dev/xvda") else { unreachable!("a raw name") };
+    let Ok(Target::Raw(Source::Lower(name))) = Target::parse("aio:/dev/xvda") else { unreachable!("a raw name") };
     let front = host.finish(lowers.find(&name)).expect("it is there");
     Suite::new(&*front, host, &mut random, Some(disk)).run();
 }

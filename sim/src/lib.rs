@@ -12,7 +12,7 @@
 //! - [`toolstack`]: dom0's libxl: attaches, detaches, destroys
 //! - [`blkif`]: the block protocol's layouts, read from `io/blkif.h` a second time, apart from the product's reading
 //! - [`frontend`]: guests; [`blkback`]: the backend below the product, [`lie`]: how it lies; [`disk`]: what both believe about bytes
-//! - [`gpt`]: partition tables, to be found by the product
+//! - [`gpt`]: partition tables, [`lvm`]: physical volumes, to be found by the product
 //! - [`hostile`]: guests that break every rule
 //! - [`control`]: a client of tapdisk's messages
 //! - [`vchan`]: libxenvchan's client, read a second time too
@@ -45,6 +45,7 @@ pub mod image;
 pub mod journal;
 pub mod ledger;
 pub mod lie;
+pub mod lvm;
 pub mod marks;
 pub mod promise;
 pub mod random;

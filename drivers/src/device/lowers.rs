@@ -6,6 +6,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::convert::Infallible;
+use core::fmt::Display;
 use core::time::Duration;
 use protocol::errno::Errno;
 
@@ -93,6 +94,10 @@ impl<X: Xen> Lowers<X> {
         if let Err(reason) = self.look().await {
             return log::error!("lower disks: xenstore: {reason:?}");
         }
+        self.all_settled().await;
+    }
+
+    async fn all_settled(&self) {
         let disks: Vec<_> = self.disks.borrow().values().cloned().collect();
         let all = async {
             for disk in &disks {
@@ -105,7 +110,7 @@ impl<X: Xen> Lowers<X> {
     }
 
     /// As [`look`](Lowers::look), again and again while xenstore says no, as long as an open would wait.
-    async fn look_patiently(&self, whole: &Lower) -> Result<(), OpenError> {
+    async fn look_patiently(&self, whole: &impl Display) -> Result<(), OpenError> {
         let (patience, end) = (Patience::default(), self.domain.xen.now() + PATIENCE);
         loop {
             match self.look().await {
@@ -117,6 +122,16 @@ impl<X: Xen> Lowers<X> {
             }
             self.domain.sleep(patience.next()).await;
         }
+    }
+
+    /// All disks that work, by their numbers, once each there is now works or has failed, or has not within 6 s. `what`
+    /// needs them.
+    pub async fn ready(&self, what: &impl Display) -> Result<Vec<(Lower, Rc<Blkfront<X>>)>, OpenError> {
+        self.look_patiently(what).await?;
+        self.all_settled().await;
+        let disks = self.disks.borrow();
+        let ready = disks.iter().filter(|(_, disk)| disk.life() == Life::Ready);
+        Ok(ready.map(|(device, disk)| (Lower { device: *device, partition: None }, disk.clone())).collect())
     }
 
     /// The disk of this name, once it is ready.

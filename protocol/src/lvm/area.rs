@@ -3,7 +3,7 @@
 use super::label::Span;
 use super::{Bad, Field, SECTOR_BYTES, sum, u32_at, u64_at};
 
-/// The longest text that is read. A group of 10,000 volumes has about 4 million bytes.
+/// The longest text that is read. A volume of one segment takes about 350 bytes of it.
 pub const TEXT_BYTES_MAX: u64 = 4 << 20;
 const MAGIC: &[u8; 16] = b" LVM2 x[5A%r0N*>";
 /// The area is there to be used later, and what it holds is old.

@@ -1,7 +1,8 @@
 //! Texts of a toolstack and of a guest: names of disks, numbers, states, paths.
 
-use drivers::target::{Quoted, Target};
+use drivers::target::{Quoted, Source, Target};
 use protocol::blkif::Layout;
+use protocol::lvm::is_name;
 use protocol::xenbus::State;
 use protocol::{number, xenstore};
 
@@ -17,12 +18,21 @@ pub fn names(bytes: &[u8]) {
     let quoted = Quoted(text).to_string();
     assert!(quoted.len() <= 67 && quoted.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{quoted:?}");
     match Target::parse(text) {
-        Ok(target @ (Target::Raw(lower) | Target::Vhd(lower))) => {
+        Ok(target @ (Target::Raw(_) | Target::Vhd(_))) => {
+            let (Target::Raw(source) | Target::Vhd(source)) = &target else { unreachable!() };
             // What is shown names the same disk.
             let kind = if text.starts_with("vhd:") { "vhd" } else { "aio" };
-            assert_eq!(Target::parse(&format!("{kind}:{lower}")), Ok(target));
-            assert!(text.ends_with(&lower.to_string()), "{text:?} shows as {lower}");
-            assert!(lower.partition.is_none_or(|number| (1..=128).contains(&number)));
+            assert_eq!(Target::parse(&format!("{kind}:{source}")).as_ref(), Ok(&target));
+            match source {
+                Source::Lower(lower) => {
+                    assert!(text.ends_with(&lower.to_string()), "{text:?} shows as {lower}");
+                    assert!(lower.partition.is_none_or(|number| (1..=128).contains(&number)));
+                }
+                Source::Logical(name) => {
+                    assert!(text.ends_with(&source.to_string()) || text.contains("/dev/mapper/"), "{text:?}: {source}");
+                    assert!(is_name(&name.group) && is_name(&name.volume), "{name:?}");
+                }
+            }
         }
         Ok(Target::Ram { pages }) => {
             assert!((1..=1 << 28).contains(&pages), "{text:?} is {pages} pages");
