@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use drivers::device::lowers::Lowers;
-use drivers::disk::{Device, Error, Op, Piece};
+use drivers::disk::{Device, Error, Op, Piece, Store};
 use drivers::stack::Stack;
 use drivers::target::{Source, Target};
 use protocol::mem::Memory;
@@ -69,6 +69,26 @@ pub fn lower(seed: u64, options: Options) {
     let Ok(Target::Raw(Source::Lower(name))) = Target::parse("aio:/dev/xvda") else { unreachable!("a raw name") };
     let front = host.finish(lowers.find(&name)).expect("it is there");
     Suite::new(&*front, host, &mut random, Some(disk)).run();
+}
+
+/// Zeroes and bytes of metadata on a lower disk, more of them than go into one request.
+pub fn metadata(seed: u64, options: Options) {
+    let (run, lowers, disk) = below(seed, options, |disk| disk.resize(4096));
+    let mut host = Host(Some(run));
+    let Ok(Target::Raw(Source::Lower(name))) = Target::parse("aio:/dev/xvda") else { unreachable!("a raw name") };
+    let front = host.finish(lowers.find(&name)).expect("it is there");
+    let bytes: Vec<u8> = (0..300 * SECTOR).map(|at| (at / 7) as u8 | 1).collect();
+    assert_eq!(host.finish(front.save(90, &bytes)), Ok(()));
+    let mut back = vec![0; bytes.len()];
+    assert_eq!(host.finish(front.load(90, &mut back)), Ok(()));
+    assert!(back == bytes, "what was saved comes back");
+    let before = disk.borrow().bytes().to_vec();
+    assert_eq!(host.finish(front.zero(203, 3001)), Ok(()));
+    let (disk, zeroed) = (disk.borrow(), 203 * SECTOR..3204 * SECTOR);
+    assert!(disk.bytes()[zeroed.clone()].iter().all(|byte| *byte == 0), "zeroes");
+    assert_eq!(disk.bytes()[..zeroed.start], before[..zeroed.start]);
+    assert_eq!(disk.bytes()[zeroed.end..], before[zeroed.end..]);
+    assert_eq!(host.finish(front.zero(4000, 97)), Err(Error::OutOfRange));
 }
 
 /// A domain with nothing in it but a lower disk.

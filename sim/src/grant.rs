@@ -48,6 +48,9 @@ pub(crate) struct Grants {
     switching: bool,
 }
 
+/// Times that one grant can be mapped at once: Xen counts mappings in a few bits of the entry.
+const PINS_MAX: u32 = 128;
+
 /// One page of another domain, mapped.
 pub(crate) struct Mapped {
     pub domain: DomId,
@@ -142,6 +145,9 @@ impl World {
             return Err(status::GENERAL_ERROR);
         }
         let entry = granter.grants.entry(by, what.grant, what.access)?;
+        if entry.pins >= PINS_MAX {
+            return Err(status::GENERAL_ERROR);
+        }
         entry.pins += 1;
         let page = entry.page.clone();
         let handle = xen.handles;

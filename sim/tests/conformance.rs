@@ -3,7 +3,7 @@
 use drivers::device::ram::Ram;
 use drivers::format::vhd::make::{Form, New};
 use sim::blkback::Options;
-use sim::conformance::{alone, lower, opened};
+use sim::conformance::{alone, lower, metadata, opened};
 use sim::gpt;
 use sim::image::lay;
 use sim::random::Random;
@@ -41,6 +41,11 @@ fn ram() {
 #[test]
 fn a_lower_disk_in_every_way_it_is_offered() {
     seeds(0..WAYS, |seed| lower(seed, Options { latency: Default::default(), ..way(seed) }));
+}
+
+#[test]
+fn metadata_of_images_on_a_lower_disk() {
+    seeds(0..20, |seed| metadata(seed, way(seed * 7)));
 }
 
 #[test]

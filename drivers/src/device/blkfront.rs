@@ -457,21 +457,24 @@ impl<X: Xen> Store for Blkfront<X> {
 
     async fn zero(&self, mut sector: u64, mut sectors: u64) -> Result<(), Error> {
         within(sector, sectors, self.info.get().sectors)?;
-        let mut page = self.reserve(usize::from(SECTORS_PER_PAGE)).await;
-        page[0].page.zero(0, PAGE_BYTES);
+        // A few pages of zeroes are as good as many, but not one: Xen maps a grant no more than some 128 times at once, and a
+        // backend maps each segment.
+        let mut pages = self.reserve(PAGES_AT_ONCE * usize::from(SECTORS_PER_PAGE)).await;
+        pages.iter().for_each(|piece| piece.page.zero(0, PAGE_BYTES));
         let mut result = Ok(());
-        // One page of zeroes is as good as many.
         while sectors > 0 && result.is_ok() {
             let (mut pieces, begin) = (Vec::new(), sectors);
-            while sectors > 0 && pieces.len() < usize::from(SEGMENTS_INDIRECT) {
+            for page in pages.iter().cycle().take(SEGMENTS_INDIRECT.into()) {
                 let here = sectors.min(u64::from(SECTORS_PER_PAGE));
-                pieces.push(Piece { sectors: here as u8, ..page[0].clone() });
+                if here > 0 {
+                    pieces.push(Piece { sectors: here as u8, ..page.clone() });
+                }
                 sectors -= here;
             }
             result = self.submit(Op::Write(&pieces), sector).await;
             sector += begin - sectors;
         }
-        self.give(&mut page);
+        self.give(&mut pages);
         result
     }
 }
