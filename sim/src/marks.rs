@@ -26,6 +26,7 @@ pub const ROWS: &[(&str, &[&str])] = &[
     ("pairs of states", rows::PAIRS.as_flattened()),
     ("load", rows::Load::MARKS),
     ("vchan", &crate::vchan::caller::ROWS),
+    ("messages", crate::worlds::messages::ROWS),
 ];
 
 /// Rings that had no room for what was to go on them.

@@ -79,6 +79,9 @@ pub type SharedFrontend = Rc<RefCell<Frontend>>;
 /// The number the domain under test gets.
 pub const DRIVER: DomId = DomId(1);
 
+/// What the domain under test is told of its heap: bytes in use, and in all.
+const MEMORY: (usize, usize) = (3 << 10, 32 << 20);
+
 /// Steps without a moment passing that are a livelock.
 const STEPS_MAX: u64 = 3_000_000;
 /// Turns of the domain that it calls busy though nothing in the world changes.
@@ -156,7 +159,7 @@ impl Run {
 
     /// Starts the product in the domain under test. Which of its ready tasks runs next is the seed's choice too.
     pub fn boot(&mut self) {
-        let tapdom = Rc::new(kernel::start(SimXen::new(&self.world, DRIVER), || (0, 0), self.channels.clone()));
+        let tapdom = Rc::new(kernel::start(SimXen::new(&self.world, DRIVER), || MEMORY, self.channels.clone()));
         let mut random = self.random.fork();
         self.tapdom = Some(tapdom.clone());
         self.when_ended(&tapdom.shared().domain);

@@ -110,7 +110,12 @@ fn a_full_xenstore_refuses_a_disk_and_not_the_others() {
             dom0.mkdir(&format!("{junk}/{i}")).unwrap();
         }
         let bad = stage.on_ram(GUEST, 1024);
-        let _whatever = stage.run.attach(&bad.vbd);
+        let job = stage.run.toolstack.borrow_mut().attach(&bad.vbd);
+        // Served or refused, and soon: that there is no room does not pass.
+        let state = format!("{}/state", bad.vbd.backend_dir());
+        let told = |_: &Run| matches!(dom0.read(&state).as_deref(), Ok("4" | "6"));
+        assert!(stage.run.until(Duration::from_secs(3), told), "{}", stage.run.scene());
+        let _whatever = stage.run.finish(job);
         stage.run.rest(Duration::from_secs(2));
         good.front.borrow_mut().work(Workload::mixed(30));
         stage.run.at_rest(&good.front);

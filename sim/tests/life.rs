@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sim::frontend::{Phase, Style, Workload};
+use sim::journal;
 use sim::run::{DRIVER, Run, seeds};
 use sim::stage::{GUEST, Stage, XVDA};
 use sim::toolstack::{Failure, Kind, Vbd};
@@ -18,6 +19,22 @@ fn it_boots_and_is_shut_down() {
         assert!(stage.run.until(Duration::from_secs(20), gone), "{}", stage.run.scene());
         assert_eq!(stage.run.stopped(), Some(stop));
     });
+}
+
+/// Who looks at xenstore or at the console sees what the domain holds.
+#[test]
+fn it_tells_what_it_holds() {
+    let mut stage = Stage::bare(1);
+    assert!(journal::tells("3 of 32768 KiB of memory in use"), "{}", stage.run.scene());
+    let client = stage.run.store.client(DRIVER);
+    let told = |vbds: usize| client.read("data/counters").is_ok_and(|line| line.starts_with(&format!("vbds={vbds} ")));
+    assert!(told(0), "{}", stage.run.scene());
+    for (vbds, id) in [(1, GUEST), (2, DomId(6))] {
+        let guest = stage.on_ram(id, 1024);
+        stage.attach(&guest);
+        stage.run.rest(Duration::from_secs(2));
+        assert!(told(vbds), "{}", stage.run.scene());
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use drivers::target::OpenError;
 use kernel::Shared;
-use kernel::minor::By;
+use kernel::minor::{By, MINORS_MAX};
 use protocol::session::State;
 use sim::frontend::{Phase, Workload};
 use sim::handle::SimXen;
@@ -136,6 +136,21 @@ fn a_disk_closed_under_load_drains_and_its_guest_is_told() {
         let held = tapdom.held();
         assert_eq!((held.pages.get(), held.mappings.get(), held.nodes.get()), (0, 0, 0));
     });
+}
+
+#[test]
+fn minors_have_the_numbers_that_blktap_has() {
+    let mut stage = Stage::bare(1);
+    let number = |stage: &mut Stage, wanted| {
+        let attached =
+            async move |shared: Domain| shared.minors.attach(wanted, By::Message).map(|minor| minor.number());
+        inside(stage, attached)
+    };
+    assert_eq!(number(&mut stage, Some(MINORS_MAX - 1)), Ok(MINORS_MAX - 1));
+    let beyond = number(&mut stage, Some(MINORS_MAX)).unwrap_err();
+    assert_eq!((beyond.errno, &*beyond.text), (Errno::EINVAL, "minor 16384: the last is 16383"));
+    assert_eq!(number(&mut stage, Some(MINORS_MAX - 1)).unwrap_err().errno, Errno::EEXIST);
+    assert_eq!(number(&mut stage, None), Ok(0));
 }
 
 #[test]

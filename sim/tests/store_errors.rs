@@ -125,6 +125,20 @@ fn errors_while_a_lower_disk_comes_grows_and_goes_delay_it() {
     });
 }
 
+/// xenstored does not say which lower disks there are, for as long as anybody would wait: the disk is refused, and says why.
+#[test]
+fn a_list_of_lower_disks_that_is_never_told_refuses_a_disk() {
+    let mut stage = Stage::with_lower(1, 1024);
+    let (dom0, lowers) = (stage.run.store.client(DOM0), format!("/local/domain/{}/device/vbd", DRIVER.0));
+    dom0.permit(&lowers, &["n0"]).unwrap();
+    let guest = stage.on_lower(GUEST);
+    stage.run.toolstack.borrow_mut().attach(&guest.vbd);
+    let error = format!("{}/hotplug-error", guest.vbd.backend_dir());
+    let told = stage.run.until(Duration::from_secs(30), |_| dom0.exists(&error));
+    assert!(told, "{}", stage.run.scene());
+    assert_eq!(dom0.read(&error).as_deref(), Ok("/dev/xvda: xenstore: Access"));
+}
+
 /// Any word at any request, also those that blame us. A disk may be refused for them; nothing else may come of it.
 #[test]
 fn no_word_at_any_request_does_lasting_harm() {

@@ -29,6 +29,11 @@ use crate::page::{self, NoMemory, PageRef, Run, Span};
 use crate::port::{Access, DomId, PortState, Refused, Xen};
 use crate::store::Store;
 
+/// Where the page is granted and which port was made for it, below the path.
+const NODES: [&str; 2] = ["ring-ref", "event-channel"];
+
+const DOM0: DomId = DomId(0);
+
 const LOOK: Duration = Duration::from_secs(VCHAN_LOOK_SECONDS);
 
 const _: () = assert!(PAGE_BYTES == page::PAGE_BYTES);
@@ -79,17 +84,44 @@ impl<X: Xen> Server<X> {
                 Some(link) => link,
                 None => self.offer().await,
             };
-            let met = link.until(|end, _| match end.peer() {
-                Peer::Awaited => Poll::Pending,
-                met => Poll::Ready(met),
-            });
-            let met = met.await;
+            let met = self.meet(&link).await;
             // A client that is in the page but not at the port was never there, or died since.
             if met == Peer::Here && link.is_bound() {
                 self.next = self.publish().await.ok();
                 return Connection(link);
             }
         }
+    }
+
+    /// Waits until there has been a client in the page; how it is.
+    async fn meet(&self, link: &Link<X>) -> Peer {
+        loop {
+            let until = self.domain.xen.now() + LOOK;
+            let met = link.until(|end, _| match end.peer() {
+                Peer::Awaited if self.client != DOM0 && self.domain.xen.now() >= until => Poll::Ready(None),
+                Peer::Awaited => Poll::Pending,
+                met => Poll::Ready(Some(met)),
+            });
+            if let Some(met) = met.await {
+                return met;
+            }
+            // A refusal is not for ever, and the next look is soon.
+            if let Err(reason) = self.store.transaction(async |store| self.share(store).await).await {
+                log::debug!("vchan {}: cannot be shared again: {reason:?}", self.path);
+            }
+        }
+    }
+
+    /// Lets the client's domain read where the vchan is.
+    ///
+    /// From a domain that dies xenstored takes this right (XSA-322), also when the next domain of its number is there at once,
+    /// and it tells nobody. Asked for the permissions it still names the domain, so they are given again and again while a
+    /// client is awaited. Of dom0 nothing is taken.
+    async fn share(&self, store: &Store<X>) -> Result<(), Reason> {
+        for node in NODES {
+            store.share(&format!("{}/{node}", self.path), self.client).await?;
+        }
+        Ok(())
     }
 
     async fn offer(&self) -> Link<X> {
@@ -110,14 +142,13 @@ impl<X: Xen> Server<X> {
             return Err(Why::Stuck);
         }
         let link = Link::new(self)?;
-        let [page, port] = ["ring-ref", "event-channel"].map(|node| format!("{}/{node}", self.path));
-        let (page_value, port_value) = (link.lent[0].grant().0.to_string(), link.channel.port().0.to_string());
+        let values = [link.lent[0].grant().0, link.channel.port().0];
         // In one transaction: a client that finds one node takes the other for there.
         let written = self.store.transaction(async |store| {
-            store.write(&page, &page_value).await?;
-            store.write(&port, &port_value).await?;
-            store.share(&page, self.client).await?;
-            store.share(&port, self.client).await
+            for (node, value) in NODES.iter().zip(values) {
+                store.write(&format!("{}/{node}", self.path), &value.to_string()).await?;
+            }
+            self.share(store).await
         });
         written.await?;
         Ok(link)

@@ -4,12 +4,14 @@
 //! - [`honest`], [`clumsy`], [`hostile`]: what happens in a world of each kind
 //! - [`liar`]: some of the clumsy ones: a lower backend that lies
 //! - [`vchan`]: some of the hostile ones: clients of vchans
+//! - [`messages`]: some of the clumsy ones: clients of the control plane
 //! - [`report`]: what a world was made of, to be added up
 
 pub mod clumsy;
 pub mod honest;
 pub mod hostile;
 pub mod liar;
+pub mod messages;
 pub mod report;
 pub mod vchan;
 
@@ -45,6 +47,8 @@ pub fn play(kind: Kind, seed: u64) -> Report {
         Kind::Honest => honest::play(seed),
         // Every second one, of seeds that are 1 more than a multiple of 3.
         Kind::Clumsy if seed.is_multiple_of(2) => liar::play(seed),
+        // Every fourth of the others.
+        Kind::Clumsy if seed % 8 == 1 => messages::play(seed),
         Kind::Clumsy => clumsy::play(seed),
         // Every eighth one.
         Kind::Hostile if seed.is_multiple_of(8) => vchan::play(seed),
