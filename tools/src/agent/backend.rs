@@ -17,6 +17,8 @@ const SETTLES: Duration = Duration::from_secs(10);
 /// What a disk of the backend is made of.
 #[derive(Clone, Copy, Debug)]
 pub enum Source {
+    /// What this name opens.
+    Named(&'static str),
     /// A whole lower disk.
     Disk(usize),
     /// A partition of a lower disk.
@@ -140,6 +142,7 @@ fn counters(id: u32) -> String {
 
 fn tapdom_target(source: Source) -> String {
     match source {
+        Source::Named(name) => name.to_owned(),
         Source::Disk(index) => format!("aio:/dev/{}", letter(index)),
         Source::Partition(index, number) => format!("aio:/dev/{}{number}", letter(index)),
         Source::Vhd(index) => format!("vhd:/dev/{}", letter(index)),
@@ -152,7 +155,7 @@ fn dom0_target(source: Source) -> String {
     match source {
         Source::Disk(index) => format!("/dev/loop{index}"),
         Source::Partition(index, number) => format!("/dev/loop{index}p{number}"),
-        Source::Ram(_) | Source::Vhd(_) | Source::Minor(_) => "/dev/ram0".to_owned(),
+        Source::Named(_) | Source::Ram(_) | Source::Vhd(_) | Source::Minor(_) => "/dev/ram0".to_owned(),
     }
 }
 

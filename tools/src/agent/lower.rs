@@ -88,14 +88,9 @@ impl Lower {
         fs::remove_file(MADE).context("removing the image that was copied")
     }
 
-    /// Reads the VHD on it with QEMU's own eyes and looks at the disk that it is.
-    pub fn look_into_vhd<T>(&self, look: impl FnOnce(&str) -> Result<T>) -> Result<T> {
-        self.look(|device| run(&["qemu-img", "convert", "-f", "vpc", "-O", "raw", device, MADE], CONVERT).map(drop))?;
-        attach(LOOKING_LOOP, MADE)?;
-        let seen = look(LOOKING_LOOP);
-        run(&["busybox", "losetup", "-d", LOOKING_LOOP], PROMPT)?;
-        fs::remove_file(MADE).context("removing what QEMU read")?;
-        seen
+    /// Has QEMU read the VHD on it.
+    pub fn convert_vhd(&self) -> Result<()> {
+        self.look(convert_vhd)
     }
 
     /// How many bytes of the disk are in use, holes not counted.
@@ -110,6 +105,19 @@ impl Lower {
         run(&["busybox", "losetup", "-d", LOOKING_LOOP], PROMPT)?;
         seen
     }
+}
+
+/// Has QEMU read the VHD on a device, for [`look_at_converted`].
+pub fn convert_vhd(device: &str) -> Result<()> {
+    run(&["qemu-img", "convert", "-f", "vpc", "-O", "raw", device, MADE], CONVERT).map(drop)
+}
+
+/// Looks at the disk that QEMU read last.
+pub fn look_at_converted<T>(look: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+    attach(LOOKING_LOOP, MADE)?;
+    let seen = look(LOOKING_LOOP);
+    run(&["busybox", "losetup", "-d", LOOKING_LOOP], PROMPT)?;
+    seen
 }
 
 fn attach(device: &str, file: &str) -> Result<()> {

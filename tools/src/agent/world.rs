@@ -183,15 +183,21 @@ impl<'a> World<'a> {
         })
     }
 
-    /// The same on the disk that the VHD on a lower disk is, as QEMU reads it.
-    pub fn look_into_vhd(&mut self, disk: usize, exercise: impl FnOnce(String) -> Exercise) -> Result<String> {
-        let (lower, gymnast, reporter) = (&self.lower[disk], &mut self.gymnast, self.reporter);
-        lower.look_into_vhd(|device| {
+    /// The same on the disk that a VHD is, as QEMU read it last.
+    pub fn look_at_converted(&mut self, exercise: impl FnOnce(String) -> Exercise) -> Result<String> {
+        let (gymnast, reporter) = (&mut self.gymnast, self.reporter);
+        lower::look_at_converted(|device| {
             let exercise = exercise(device.to_owned());
             let answer = gymnast.perform(&exercise).with_context(|| format!("dom0 on what QEMU read: {exercise}"))?;
             reporter.detail(&format!("dom0 on what QEMU read: {exercise}: {answer}"));
             Ok(answer)
         })
+    }
+
+    /// The same on the VHD on a lower disk, read anew.
+    pub fn look_into_vhd(&mut self, disk: usize, exercise: impl FnOnce(String) -> Exercise) -> Result<String> {
+        self.lower[disk].convert_vhd()?;
+        self.look_at_converted(exercise)
     }
 
     /// Attaches a disk to a running side and waits until it is there. xl is content only if the backend reached InitWait

@@ -79,8 +79,9 @@ impl Boot<'_> {
     fn build_image(&self) -> Result<()> {
         fs::create_dir_all(self.logs)?;
         let beside = std::env::current_exe()?;
-        let [agent, tap_ctl] = ["agent", "tap-ctl"].map(|name| beside.with_file_name(name));
-        let ours = Ours { agent: &agent, tap_ctl: &tap_ctl, domain: self.domain, examples: Path::new(EXAMPLES) };
+        let [agent, tap_ctl, vhd] = ["agent", "tap-ctl", "vhd"].map(|name| beside.with_file_name(name));
+        let ours =
+            Ours { agent: &agent, tap_ctl: &tap_ctl, vhd: &vhd, domain: self.domain, examples: Path::new(EXAMPLES) };
         image::dom0(self.parts, &ours, &self.task, &self.image())
     }
 

@@ -24,6 +24,7 @@ const DOM0_MODULES: &[&str] = &[
     "xen-blkfront",
     "loop",
     "brd",
+    "dm-mod",
     "ext4",
     "crc32c_generic",
 ];
@@ -64,6 +65,8 @@ pub struct Ours<'a> {
     pub agent: &'a Path,
     /// The toolstack's program for the control channel, static, built beside this one.
     pub tap_ctl: &'a Path,
+    /// The tool for VHD images.
+    pub vhd: &'a Path,
     /// The domain under test, if this boot has one.
     pub domain: Option<&'a Path>,
     /// The folder with the configurations that we show to users; the boot uses those very files.
@@ -83,6 +86,8 @@ pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()
     }
     ensure!(ours.tap_ctl.exists(), "{} is not built: run `make build`", ours.tap_ctl.display());
     tree.copy_executable(ours.tap_ctl, "/usr/bin/tap-ctl")?;
+    ensure!(ours.vhd.exists(), "{} is not built: run `make build`", ours.vhd.display());
+    tree.copy_executable(ours.vhd, "/usr/bin/vhd")?;
     for (program, dialect) in RAW_PROGRAMS {
         let built = compiled(RAW_MESSAGES, dialect, to)?;
         tree.archive.file(program, 0o755, &built)?;

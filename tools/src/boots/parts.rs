@@ -107,6 +107,13 @@ const PACKAGES: &[&str] = &[
     "libp11-kit0",
     "libtasn1-6",
     "libffi8",
+    // LVM2
+    "lvm2",
+    "libdevmapper-event1.02.1",
+    "libedit2",
+    "libbsd0",
+    "libmd0",
+    "libtinfo6",
     // qemu-img
     "qemu-utils",
     "liburing2",
@@ -139,6 +146,7 @@ const KERNEL: &str = "linux-image-amd64";
 const JUDGES: &[&str] = &[
     "usr/bin/fio",
     "usr/bin/qemu-img",
+    "sbin/lvm",
     "sbin/mke2fs",
     "sbin/e2fsck",
     "sbin/resize2fs",

@@ -69,6 +69,12 @@ pub const ALL: &[Scenario] = &[
         run: vhd::qemu,
     },
     Scenario {
+        name: "vhd-volumes",
+        shows: "a chain of VHDs on logical volumes of LVM2: opened by path, snapshotted under load, read back layer by layer",
+        fits_dom0: false,
+        run: vhd::volumes,
+    },
+    Scenario {
         name: "hotplug",
         shows: "disks come to and go from a running guest within libxl's wait",
         fits_dom0: true,
