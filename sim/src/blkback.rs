@@ -464,29 +464,49 @@ impl Blkback {
         segments
     }
 
+    /// Maps all the pages of a request, as blkback does, moves the data, and unmaps what does not stay mapped.
     fn transfer(&mut self, link: &mut Connected, request: &Request, segments: &[Segment]) -> i16 {
+        let write = request.op == op::WRITE;
+        let (mut pages, mut mapped) = (Vec::new(), Vec::new());
+        for segment in segments {
+            // A page that stays mapped is mapped for both ways, whatever it is wanted for first.
+            let writable = !write || link.persistent;
+            let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
+            let what = Foreign { domain: self.peer, grant: segment.grant, access };
+            let page = match link.kept.get(&segment.grant) {
+                Some(kept) => kept.1.clone(),
+                None => match self.world.map(DOM0, what) {
+                    Ok(new) => {
+                        mapped.push((segment.grant, new.0, new.1.clone()));
+                        new.1
+                    }
+                    Err(refused) => panic!("the frontend's page cannot be mapped: {refused:?}"),
+                },
+            };
+            pages.push(page);
+        }
+        let status = self.move_data(request, segments, &pages);
+        for (grant, mapping, page) in mapped {
+            if link.persistent && !link.kept.contains_key(&grant) {
+                link.kept.insert(grant, (mapping, page));
+            } else {
+                self.unmap(mapping);
+            }
+        }
+        status
+    }
+
+    fn move_data(&mut self, request: &Request, segments: &[Segment], pages: &[PageRef]) -> i16 {
         let write = request.op == op::WRITE;
         let mut sector = request.sector;
         let torn = write && self.world.faults().strikes(Fault::DiskTorn).is_some();
         let mut whole = if torn { self.random.below(sectors(segments)) } else { u64::MAX };
-        for segment in segments {
+        for (segment, page) in segments.iter().zip(pages) {
             assert!(segment.first <= segment.last && segment.last < 8, "an impossible segment {segment:?}");
             let (first, sectors) = (usize::from(segment.first), u64::from(segment.last - segment.first) + 1);
             if !self.disk.borrow().holds(sector, sectors) || write && self.options.read_only {
                 return status::ERROR;
             }
-            // A page that stays mapped is mapped for both ways, whatever it is wanted for first.
-            let writable = !write || link.persistent;
-            let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
-            let what = Foreign { domain: self.peer, grant: segment.grant, access };
-            let kept = link.kept.get(&segment.grant).cloned();
-            let (mapping, page) = match kept {
-                Some(kept) => kept,
-                None => match self.world.map(DOM0, what) {
-                    Ok(mapped) => mapped,
-                    Err(refused) => panic!("the frontend's page cannot be mapped: {refused:?}"),
-                },
-            };
             let mut bytes = vec![0; sectors as usize * SECTOR];
             if write {
                 page.read(first * SECTOR, &mut bytes);
@@ -496,11 +516,6 @@ impl Blkback {
             } else {
                 self.disk.borrow().read(sector, &mut bytes);
                 page.write(first * SECTOR, &bytes);
-            }
-            if link.persistent {
-                link.kept.insert(segment.grant, (mapping, page));
-            } else {
-                self.unmap(mapping);
             }
             sector += sectors;
         }
