@@ -7,12 +7,14 @@
 //! - [`partition`]: GPT partitions as runs of sectors; [`volume`]: runs of sectors as a device
 //! - [`payload`]: a payload cut where what it is for is cut
 //! - [`format`]: images: where on a store the sectors of a disk are
+//! - [`claims`]: which images are open
 //! - [`device`]: a disk in our memory; a lower disk behind a ring of our own
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod claims;
 pub mod device;
 pub mod disk;
 pub mod format;

@@ -11,10 +11,12 @@ use protocol::errno::Errno;
 use xen::port::Xen;
 use xen::sync::Listener;
 
+use crate::claims::Claim;
 use crate::device::blkfront::Blkfront;
 use crate::device::lowers::Lowers;
 use crate::device::ram::Ram;
 use crate::disk::{Device, Error, Info, Op, Piece, within};
+use crate::format::Format;
 use crate::format::joined::Joined;
 use crate::format::vhd::open::Place;
 use crate::format::vhd::{Vhd, open};
@@ -33,6 +35,8 @@ enum Kind<X: Xen> {
 /// An opened disk.
 pub struct Stack<X: Xen> {
     kind: Kind<X>,
+    /// The images that it is made of, claimed as long as anybody uses it.
+    _claims: Vec<Claim>,
 }
 
 /// Where the parents of an image are looked for.
@@ -89,6 +93,7 @@ impl<X: Xen> Place for Around<X> {
 impl<X: Xen> Stack<X> {
     /// Opens what `name` names. What is opened read-only writes nothing, not for itself either.
     pub async fn open(lowers: &Lowers<X>, name: &str, read_only: bool) -> Result<Self, OpenError> {
+        let mut claims = Vec::new();
         let kind = match Target::parse(name)? {
             Target::Ram { pages } => match Ram::new(pages) {
                 Ok(ram) => Kind::Ram(ram),
@@ -101,10 +106,22 @@ impl<X: Xen> Stack<X> {
             Target::Vhd(source) => {
                 let (store, around) = volume(lowers, &source).await?;
                 let format = open::open(&around, store, &source.to_string(), read_only).await?;
+                let write = !format.info().read_only;
+                for (layer, store) in format.stores().enumerate() {
+                    let claim = lowers.claims.claim(store.place(), write && layer == 0);
+                    let busy = || {
+                        let what = if layer == 0 { "it" } else { "an image below it" };
+                        OpenError::new(
+                            Errno::EBUSY,
+                            format!("{source}: {what} is open already, or a request is still at it"),
+                        )
+                    };
+                    claims.push(claim.ok_or_else(busy)?);
+                }
                 Kind::Vhd(Box::new(Joined { format }))
             }
         };
-        Ok(Stack { kind })
+        Ok(Stack { kind, _claims: claims })
     }
 
     /// Makes durable all that it knows, before it is let go of. A stack that was only dropped is as after a power cut.

@@ -16,6 +16,7 @@ use protocol::mem::Memory;
 use xen::port::Xen;
 use xen::sync::Listener;
 
+use crate::claims::Place;
 use crate::device::blkfront::{Blkfront, Life};
 use crate::disk::{Device, Error, Info, Op, Piece, SECTOR_BYTES, Store, sectors, within};
 use crate::payload::Rest;
@@ -77,6 +78,12 @@ impl<X: Xen> Volume<X> {
     /// The same, but it is not written.
     pub fn read_only(self, read_only: bool) -> Self {
         Volume { read_only, ..self }
+    }
+
+    /// Where its first sector is.
+    pub fn place(&self) -> Place {
+        let (disk, start) = self.runs.first().and_then(|run| run.legs.first()).copied().unwrap_or((0, 0));
+        (self.disks[disk].device(), start)
     }
 
     /// Hears when a disk's size or life changes from now on.

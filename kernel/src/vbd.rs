@@ -215,6 +215,8 @@ impl<X: Xen> Vbd<X> {
         {
             return self.resize(stack.info()).await;
         }
+        // Who waits holds no image: another may be opened in its place.
+        drop(stack);
         let broken = poll_fn(|cx| {
             if let Some(queue) = &queue
                 && queue.broken.poll(cx).is_ready()
@@ -232,6 +234,7 @@ impl<X: Xen> Vbd<X> {
             let result = Err(fatal(Errno::EINVAL, "the ring's index is more than a ring ahead"));
             return self.judge(result).await;
         }
+        let stack = minor.as_ref().zip(life).and_then(|(minor, life)| minor.stack(life));
         if stack.is_some_and(|stack| stack.is_over()) {
             self.say_log(Level::Error, format_args!("the disk below is gone; requests fail from now on"));
         }
@@ -523,6 +526,8 @@ impl<X: Xen> Vbd<X> {
 
     async fn leave(&mut self, remove: bool) -> Result<(), Reason> {
         self.let_go().await;
+        // Whoever hears Closed may want the image.
+        self.minor = None;
         if remove {
             // libxl waits for Closed, and takes a directory that is gone when it looks for a failure.
             match self.say(State::Closed, Vec::new()).await {

@@ -5,14 +5,17 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use drivers::format::vhd::make::{Form, New};
 use drivers::target::OpenError;
 use kernel::Shared;
 use kernel::minor::{By, MINORS_MAX};
 use protocol::session::State;
+use sim::disk::{Disk, Model};
 use sim::frontend::{Phase, Workload};
 use sim::handle::SimXen;
-use sim::run::seeds;
-use sim::stage::{GUEST, Guest, Stage};
+use sim::image::lay;
+use sim::run::{DRIVER, Run, seeds};
+use sim::stage::{GUEST, Guest, Stage, XVDA};
 use sim::toolstack::Vbd;
 use xen::port::DomId;
 
@@ -173,5 +176,46 @@ fn a_minor_that_a_message_made_is_attached_by_its_number() {
         stage.assert_clean();
         let wrong = stage.guest(Vbd::new(sim::run::DRIVER, DomId(6), "minor:8"), &model);
         assert!(stage.run.attach(&wrong.vbd).is_err());
+    });
+}
+
+#[test]
+fn a_vhd_is_open_for_one_writer_and_serves_a_guest_through_pauses() {
+    seeds(0..8, |seed| {
+        let mut run = Run::new(seed);
+        let disk = Disk::random(2048, &mut run.random);
+        let new = New { id: [5; 16], sectors: 1200, timestamp: 0, form: Form::Dynamic(64) };
+        lay(&mut disk.borrow_mut(), &new);
+        run.lower(XVDA, &disk);
+        let mut stage = Stage::boot(run);
+        let guest = stage.guest(Vbd::new(DRIVER, GUEST, "vhd:/dev/xvda"), &Model::zeroes(1200));
+        loaded(&mut stage, &guest);
+        let number = number_of(&stage);
+        let other = |stage: &mut Stage, read_only| {
+            inside(stage, async move |shared| {
+                let minor = shared.minors.attach(Some(900), By::Message).expect("a free number");
+                let opened = minor.open(&shared.lowers, "vhd:/dev/xvda", read_only).await;
+                if opened.is_ok() {
+                    minor.close(false).await;
+                }
+                shared.minors.detach(900);
+                opened
+            })
+        };
+        for read_only in [false, true] {
+            let refused = other(&mut stage, read_only).expect_err("the guest writes it");
+            assert!(refused.errno == Errno::EBUSY && refused.text.contains("/dev/xvda"), "{refused}");
+        }
+        for _ in 0..2 {
+            assert!(pause(&mut stage, number));
+            // While it is paused the image is nobody's: a tool may be at it.
+            assert_eq!(other(&mut stage, false), Ok(()));
+            resume(&mut stage, number, None).expect("the same image");
+            stage.run.rest(Duration::from_secs(1));
+        }
+        stage.run.at_rest(&guest.front);
+        stage.detach(&guest);
+        assert_eq!(other(&mut stage, false), Ok(()));
+        sim::vhd::check(disk.borrow().bytes()).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     });
 }

@@ -92,6 +92,11 @@ impl<X: Xen> Blkfront<X> {
         })
     }
 
+    /// Its device number.
+    pub fn device(&self) -> u32 {
+        self.device
+    }
+
     /// Where it is in its life.
     pub fn life(&self) -> Life {
         self.life.get()

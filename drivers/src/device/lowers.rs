@@ -20,6 +20,7 @@ use xen::store::Store;
 use xen::sync::Signal;
 
 use super::blkfront::{Blkfront, Life};
+use crate::claims::Claims;
 use crate::target::{Lower, OpenError};
 
 /// How long an open waits for a disk that is on its way, within the 10 s that libxl waits for us.
@@ -32,6 +33,8 @@ pub struct Lowers<X: Xen> {
     disks: RefCell<BTreeMap<u32, Rc<Blkfront<X>>>>,
     /// A disk ended: its directory may have been made anew before it had.
     ended: Rc<Signal>,
+    /// The images on them that are open.
+    pub claims: Claims,
 }
 
 impl<X: Xen> Lowers<X> {
@@ -42,6 +45,7 @@ impl<X: Xen> Lowers<X> {
             store: store.clone(),
             disks: RefCell::default(),
             ended: Rc::default(),
+            claims: Claims::default(),
         })
     }
 

@@ -120,6 +120,11 @@ impl<S: Store> Vhd<S> {
         &self.layers[0].store
     }
 
+    /// What its images lie on, the one that is written first.
+    pub fn stores(&self) -> impl Iterator<Item = &S> {
+        self.layers.iter().map(|layer| &layer.store)
+    }
+
     /// How many images deep it is.
     pub fn depth(&self) -> usize {
         self.layers.len()
