@@ -17,8 +17,8 @@ const SETTLES: Duration = Duration::from_secs(10);
 /// What a disk of the backend is made of.
 #[derive(Clone, Copy, Debug)]
 pub enum Source {
-    /// What this name opens.
-    Named(&'static str),
+    /// The VHD at this path, named as xl's own format: libxl chooses the kind qdisk and puts `vhd:` before it.
+    Qdisk(&'static str),
     /// A whole lower disk.
     Disk(usize),
     /// A partition of a lower disk.
@@ -94,7 +94,8 @@ impl Server {
 
     /// The disk configuration for a frontend.
     pub fn disk(&self, vdev: &str, access: &str, source: Source) -> String {
-        let head = format!("format=raw,vdev={vdev},access={access}");
+        let format = if matches!(source, Source::Qdisk(_)) { "vhd" } else { "raw" };
+        let head = format!("format={format},vdev={vdev},access={access}");
         match self.kind {
             Backend::Tapdom => format!("{head},backend={},target={}", self.name, tapdom_target(source)),
             Backend::Dom0 => format!("{head},backendtype=phy,target={}", dom0_target(source)),
@@ -142,7 +143,7 @@ fn counters(id: u32) -> String {
 
 fn tapdom_target(source: Source) -> String {
     match source {
-        Source::Named(name) => name.to_owned(),
+        Source::Qdisk(path) => path.to_owned(),
         Source::Disk(index) => format!("aio:/dev/{}", letter(index)),
         Source::Partition(index, number) => format!("aio:/dev/{}{number}", letter(index)),
         Source::Vhd(index) => format!("vhd:/dev/{}", letter(index)),
@@ -155,7 +156,7 @@ fn dom0_target(source: Source) -> String {
     match source {
         Source::Disk(index) => format!("/dev/loop{index}"),
         Source::Partition(index, number) => format!("/dev/loop{index}p{number}"),
-        Source::Named(_) | Source::Ram(_) | Source::Vhd(_) | Source::Minor(_) => "/dev/ram0".to_owned(),
+        Source::Qdisk(_) | Source::Ram(_) | Source::Vhd(_) | Source::Minor(_) => "/dev/ram0".to_owned(),
     }
 }
 

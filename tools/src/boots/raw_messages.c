@@ -251,7 +251,7 @@ static void check(int domain)
 	done(ATTACH, minor, "attach");
 	refused(message(ATTACH, minor), REFUSED(ATTACH), 17, "minor 777: attached already");
 	refused(message(DISK_INFO, minor), ERROR, 19, "minor 777: no image was opened");
-	refused(open_message(OPEN, minor, "floppy:x"), ERROR, 2, "target \"floppy:x\": type \"floppy\" is none of aio, raw, ram");
+	refused(open_message(OPEN, minor, "floppy:x"), ERROR, 2, "target \"floppy:x\": type \"floppy\" is none of aio, raw, vhd, ram");
 	ask(open_message(OPEN, minor, "ram:1M"), image(OPEN + 1, minor, 2048), "open");
 	refused(open_message(OPEN, minor, "ram:1M"), ERROR, 114, "minor 777: open already");
 	list_one(minor, 0, "ram:1M", "list of an open disk");

@@ -79,11 +79,10 @@ pub fn volumes(world: &mut World<'_>) -> Result<()> {
         lvm(&["lvcreate", "-q", "-an", "-Zn", "-Wn", "-y", "-n", name, "-L", size, GROUP])?;
     }
     active(|| run(&["vhd", "create", BASE, "64M"], LVM))?;
-    // The base gets a file system by a guest.
+    // The base gets a file system by a guest, whose toolstack names the format.
     let (seed, mebibytes) = (71, 20);
     let pv = world.guest("pv", "pv", &[])?;
-    let base = "vhd:/dev/VG_XenStorage-4f1c6d2e-9a53-7b08-e1d4-0c5a8b7f3e21/VHD-base";
-    world.attach(pv, "xvda", "rw", Source::Named(base))?;
+    world.attach(pv, "xvda", "rw", Source::Qdisk(BASE))?;
     world.ask(pv, &Cycle { disk: xvda(), seed, mebibytes })?;
     world.detach(pv, "xvda")?;
     active(|| run(&["vhd", "snapshot", MIDDLE, BASE], LVM))?;
