@@ -2,7 +2,7 @@
 //! open, hold and close; some go in the middle, some write half a message. Every whole request is answered, in order and
 //! with its own cookie, and at the end what they made can be taken away again.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
@@ -57,13 +57,16 @@ struct Clerk {
     json: usize,
     /// It has had an answer on this connection.
     met: bool,
+    /// Some client went before the server had met it, with a request written: whoever comes into its page next gets the answer,
+    /// as docs/architecture.md says. From then on an answer to somebody else is no fault.
+    unmet: Rc<Cell<bool>>,
     next_at: Instant,
     /// No new requests.
     stopped: bool,
 }
 
 impl Clerk {
-    fn new(stage: &mut Stage) -> Rc<RefCell<Self>> {
+    fn new(stage: &mut Stage, unmet: &Rc<Cell<bool>>) -> Rc<RefCell<Self>> {
         let mut random = stage.run.random.fork();
         let clerk = Rc::new(RefCell::new(Clerk {
             world: stage.run.world.clone(),
@@ -76,6 +79,7 @@ impl Clerk {
             heard: Vec::new(),
             json: 0,
             met: false,
+            unmet: unmet.clone(),
             next_at: Instant(0),
             stopped: false,
         }));
@@ -102,6 +106,11 @@ impl Clerk {
                 return true;
             }
             let answer = Message(self.heard.drain(..self.dialect.bytes()).collect());
+            let awaited = self.waiting.front().is_some_and(|(_, cookie)| answer.cookie() == *cookie);
+            if !awaited && self.unmet.get() {
+                self.go();
+                return true;
+            }
             self.answered(&answer);
         }
     }
@@ -172,6 +181,9 @@ impl Clerk {
     fn go(&mut self) {
         let Some(client) = self.client.take() else { return };
         let killed = self.random.one_in(2);
+        if !self.met && !self.waiting.is_empty() {
+            self.unmet.set(true);
+        }
         if !self.rest.is_empty() {
             marks::hit("message: a client goes in the middle of one");
         } else if !self.waiting.is_empty() {
@@ -255,7 +267,8 @@ impl Actor for Clerk {
 /// Plays it.
 pub fn play(seed: u64) -> Report {
     let mut stage = Stage::with_control(seed, 2048);
-    let clerks: Vec<_> = (0..stage.run.random.between(1, 3)).map(|_| Clerk::new(&mut stage)).collect();
+    let unmet = Rc::default();
+    let clerks: Vec<_> = (0..stage.run.random.between(1, 3)).map(|_| Clerk::new(&mut stage, &unmet)).collect();
     let guests: Vec<Guest> = ["ram:1M", "minor:0", "minor:1"]
         .into_iter()
         .zip(5..)
