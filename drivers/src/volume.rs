@@ -57,6 +57,10 @@ pub struct Volume<X: Xen> {
     disks: Disks<X>,
     /// One after the other; none means all of the first disk, also what it grows by.
     runs: Vec<Run>,
+    /// Which of the disks it lies on, each once.
+    used: Vec<usize>,
+    /// Sectors of all runs.
+    sectors: u64,
     /// It may not be written, whatever its disks say.
     read_only: bool,
 }
@@ -67,12 +71,16 @@ const BOUNCED_BYTES: usize = 32 << 10;
 impl<X: Xen> Volume<X> {
     /// A whole disk.
     pub fn whole(disk: Rc<Blkfront<X>>) -> Self {
-        Volume { disks: Rc::new([disk]), runs: Vec::new(), read_only: false }
+        Volume { disks: Rc::new([disk]), runs: Vec::new(), used: vec![0], sectors: 0, read_only: false }
     }
 
     /// Runs of these disks; none is empty, and none names a disk that is not there.
     pub fn of(disks: &Disks<X>, runs: Vec<Run>) -> Self {
-        Volume { disks: disks.clone(), runs, read_only: false }
+        let mut used: Vec<usize> = runs.iter().flat_map(|run| run.legs.iter().map(|leg| leg.0)).collect();
+        used.sort_unstable();
+        used.dedup();
+        let sectors = runs.iter().map(|run| run.sectors).sum();
+        Volume { disks: disks.clone(), runs, used, sectors, read_only: false }
     }
 
     /// The same, but it is not written.
@@ -96,11 +104,13 @@ impl<X: Xen> Volume<X> {
         self.used().any(|disk| disk.life() == Life::Over)
     }
 
+    fn writable(&self) -> Result<(), Error> {
+        if self.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
     /// The disks that it lies on, each once.
     fn used(&self) -> impl Iterator<Item = &Rc<Blkfront<X>>> {
-        let uses = |disk: usize| self.runs.iter().any(|run| run.legs.iter().any(|leg| leg.0 == disk));
-        let all = self.runs.is_empty();
-        self.disks.iter().enumerate().filter(move |(i, _)| if all { *i == 0 } else { uses(*i) }).map(|(_, disk)| disk)
+        self.used.iter().map(|disk| &self.disks[*disk])
     }
 
     /// Where a sector is, and how many from there on lie together.
@@ -189,10 +199,7 @@ impl<X: Xen> Device for Volume<X> {
                 .map(|(one, other)| if one.granularity_bytes >= other.granularity_bytes { one } else { other }),
             grows: false,
         });
-        let sectors = match self.runs.is_empty() {
-            true => first.sectors,
-            false => self.runs.iter().map(|run| run.sectors).sum(),
-        };
+        let sectors = if self.runs.is_empty() { first.sectors } else { self.sectors };
         Info { sectors, read_only: all.read_only || self.read_only, ..all }
     }
 
@@ -208,8 +215,9 @@ impl<X: Xen> Device for Volume<X> {
         if self.runs.is_empty() {
             return self.disks[0].submit(op, sector).await;
         }
-        within(sector, op.sectors(), self.info().sectors)?;
+        within(sector, op.sectors(), self.sectors)?;
         match op {
+            Op::Write(_) | Op::Discard { .. } if self.read_only => Err(Error::ReadOnly),
             Op::Read(pieces) => self.transfer(pieces, sector, false).await,
             Op::Write(pieces) => self.transfer(pieces, sector, true).await,
             Op::Discard { sectors } => {
@@ -246,6 +254,7 @@ impl<X: Xen> Store for Volume<X> {
         if self.runs.is_empty() {
             return self.disks[0].save(sector, bytes).await;
         }
+        self.writable()?;
         let (count, mut done) = ((bytes.len() / SECTOR_BYTES) as u64, 0);
         self.each(sector, count, async |disk, at, here| {
             let end = done + here as usize * SECTOR_BYTES;
@@ -260,7 +269,8 @@ impl<X: Xen> Store for Volume<X> {
         if self.runs.is_empty() {
             return self.disks[0].zero(sector, sectors).await;
         }
-        within(sector, sectors, self.info().sectors)?;
+        self.writable()?;
+        within(sector, sectors, self.sectors)?;
         self.each(sector, sectors, async |disk, at, here| self.disks[disk].zero(at, here).await).await
     }
 }

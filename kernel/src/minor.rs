@@ -20,6 +20,7 @@ use drivers::stack::Stack;
 use drivers::target::OpenError;
 use protocol::session::{State, Verdict, verdict};
 use protocol::tapdisk::Kind;
+use xen::domain::Domain;
 use xen::limits::VBDS;
 use xen::port::{Instant, Xen};
 use xen::sync::{Bell, Listener};
@@ -258,14 +259,18 @@ impl<X: Xen> Minor<X> {
     /// PAUSE, where its verdict is to do it: takes no new requests, waits until none is in flight, and closes the image
     /// (a disk in our own memory is kept). False if the minor was closed meanwhile. Dropped before its end, or if the
     /// image cannot make durable what it knows, it is called off, and requests are taken again.
-    pub async fn pause(&self) -> Result<bool, Error> {
+    pub async fn pause(&self, domain: &Domain<X>) -> Result<bool, Error> {
         let work = self.begin(Kind::Pause);
         let _off = CalledOff(self, work);
         self.drained(work).await;
         if !self.is_at_work(work) {
             return Ok(false);
         }
-        self.settle().await?;
+        let stack = self.stack.borrow().clone();
+        if let Some(stack) = stack {
+            // Called off in the middle of this, it would keep what it had taken of the store.
+            domain.apart(async move { stack.close().await }).await?;
+        }
         if !self.is_at_work(work) {
             return Ok(false);
         }

@@ -3,6 +3,8 @@
 //! The caller reads sectors of 512 bytes; this says what they mean and where the next ones are. A header is at sector
 //! 1, its copy at the disk's last. Partitions are numbered from 1, as everywhere on Linux.
 
+use crate::bytes::bytes_at;
+use crate::bytes::little::{u32_at, u64_at};
 use crc32fast::Hasher;
 
 /// Bytes of a sector, the unit of all positions here.
@@ -198,20 +200,6 @@ fn check_own(sector: &[u8; SECTOR_BYTES]) -> Result<(), Bad> {
     hasher.update(&[0; 4]);
     hasher.update(&sector[HEADER_CRC + 4..bytes as usize]);
     if hasher.finalize() == u32_at(sector, HEADER_CRC) { Ok(()) } else { Err(Bad::HeaderChecksum) }
-}
-
-fn bytes_at<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes.copy_from_slice(&from[at..at + N]);
-    bytes
-}
-
-fn u32_at(from: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes_at(from, at))
-}
-
-fn u64_at(from: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes_at(from, at))
 }
 
 #[cfg(test)]

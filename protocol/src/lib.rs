@@ -24,6 +24,7 @@
 extern crate std;
 
 pub mod blkif;
+mod bytes;
 pub mod errno;
 pub mod gpt;
 pub mod lvm;

@@ -15,6 +15,8 @@
 //! - [`text`](Reader): the text as a stream of sections and values
 //! - [`name`](Name): `/dev/VG/LV` and `/dev/mapper/VG-LV`
 
+use crate::bytes::bytes_at;
+use crate::bytes::little::{u32_at, u64_at};
 use core::fmt;
 
 use crc32fast::Hasher;
@@ -198,20 +200,6 @@ fn sum(bytes: &[u8]) -> u32 {
     let mut sum = Sum::new();
     sum.update(bytes);
     sum.finish()
-}
-
-fn bytes_at<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes.copy_from_slice(&from[at..at + N]);
-    bytes
-}
-
-fn u32_at(from: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes_at(from, at))
-}
-
-fn u64_at(from: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes_at(from, at))
 }
 
 #[cfg(test)]

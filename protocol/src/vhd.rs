@@ -17,6 +17,8 @@
 //! - [`batmap`](Batmap): which blocks are full, as blktap notes at close
 //! - [`bits`]: bitmaps, and how many bits at a time
 
+use crate::bytes::big::{u16_at, u32_at, u64_at};
+use crate::bytes::bytes_at;
 use core::fmt;
 
 mod batmap;
@@ -128,24 +130,6 @@ fn checksum(bytes: &[u8], own: usize) -> u32 {
 fn sector(offset: u64) -> Option<u64> {
     let bytes = SECTOR_BYTES as u64;
     Some(offset / bytes).filter(|sector| offset.is_multiple_of(bytes) && *sector < REACH_SECTORS)
-}
-
-fn bytes_at<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes.copy_from_slice(&from[at..at + N]);
-    bytes
-}
-
-fn u16_at(from: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes(bytes_at(from, at))
-}
-
-fn u32_at(from: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes(bytes_at(from, at))
-}
-
-fn u64_at(from: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(bytes_at(from, at))
 }
 
 fn put(into: &mut [u8], at: usize, bytes: &[u8]) {

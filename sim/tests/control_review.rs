@@ -98,7 +98,7 @@ fn a_resume_that_was_overtaken_changes_nothing_when_it_ends() {
     inside(&mut stage, async |shared| {
         let minor = shared.minors.attach(Some(0), By::Message).unwrap();
         minor.open(&shared.lowers, "aio:/dev/xvda1", false).await.expect("there");
-        assert!(minor.pause().await.unwrap());
+        assert!(minor.pause(&shared.domain).await.unwrap());
     });
     stage.back().borrow_mut().options.stuck = true;
     let resume = async |shared: Domain| shared.minors.get(0).unwrap().resume(&shared.lowers, None).await;
@@ -109,7 +109,7 @@ fn a_resume_that_was_overtaken_changes_nothing_when_it_ends() {
         assert_eq!(minor.state(), State::Resuming);
         minor.close(false).await;
         minor.open(&shared.lowers, "ram:512K", false).await.expect("memory");
-        assert!(minor.pause().await.unwrap());
+        assert!(minor.pause(&shared.domain).await.unwrap());
     });
     let second = begin(&mut stage, async |shared| {
         shared.minors.get(0).unwrap().resume(&shared.lowers, Some("aio:/dev/xvda1")).await
@@ -119,7 +119,7 @@ fn a_resume_that_was_overtaken_changes_nothing_when_it_ends() {
         let minor = shared.minors.get(0).unwrap();
         minor.close(false).await;
         minor.open(&shared.lowers, "ram:4K", false).await.expect("memory");
-        assert!(minor.pause().await.unwrap());
+        assert!(minor.pause(&shared.domain).await.unwrap());
     });
     let third = begin(&mut stage, async |shared| {
         shared.minors.get(0).unwrap().resume(&shared.lowers, Some("aio:/dev/xvda1")).await
@@ -146,7 +146,7 @@ fn a_resume_that_fails_loses_no_disk_in_memory() {
             inside(&mut stage, async move |shared| {
                 let minor = shared.minors.get(0).unwrap();
                 if minor.state() == State::Open {
-                    assert!(minor.pause().await.unwrap());
+                    assert!(minor.pause(&shared.domain).await.unwrap());
                 }
                 assert!(minor.resume(&shared.lowers, Some(wrong)).await.is_err());
                 assert_eq!((minor.state(), minor.name().as_str()), (State::ResumeFailed, "ram:512K"));
@@ -413,7 +413,7 @@ fn an_image_that_is_read_only_takes_no_writable_ones_place() {
         let resumed = inside(&mut stage, async move |shared| {
             let minor = shared.minors.attach(Some(number), By::Message).unwrap();
             minor.open(&shared.lowers, "ram:1M", read_only).await.expect("memory");
-            assert!(minor.pause().await.unwrap());
+            assert!(minor.pause(&shared.domain).await.unwrap());
             minor.resume(&shared.lowers, Some("aio:/dev/xvda")).await
         });
         let expected = if read_only { Ok(()) } else { Err(Errno::EMEDIUMTYPE) };

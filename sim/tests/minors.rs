@@ -3,6 +3,7 @@
 use protocol::errno::Errno;
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use drivers::format::vhd::make::{Form, New};
@@ -43,7 +44,7 @@ fn number_of(stage: &Stage) -> u16 {
 
 fn pause(stage: &mut Stage, number: u16) -> bool {
     inside(stage, async move |shared| {
-        shared.minors.get(number).expect("attached").pause().await.expect("a store that works")
+        shared.minors.get(number).expect("attached").pause(&shared.domain).await.expect("a store that works")
     })
 }
 
@@ -216,6 +217,48 @@ fn a_vhd_is_open_for_one_writer_and_serves_a_guest_through_pauses() {
         stage.run.at_rest(&guest.front);
         stage.detach(&guest);
         assert_eq!(other(&mut stage, false), Ok(()));
+        sim::vhd::check(disk.borrow().bytes()).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    });
+}
+
+/// A client that goes while its PAUSE makes an image durable leaves nothing taken: the image goes on, and is paused next time.
+#[test]
+fn a_pause_that_is_called_off_while_an_image_settles_holds_nothing() {
+    seeds(0..8, |seed| {
+        let mut run = Run::new(seed);
+        let disk = Disk::random(2048, &mut run.random);
+        lay(&mut disk.borrow_mut(), &New { id: [5; 16], sectors: 1200, timestamp: 0, form: Form::Dynamic(64) });
+        let back = run.lower(XVDA, &disk);
+        let mut stage = Stage::boot_over(run, disk.clone(), back);
+        let guest = stage.guest(Vbd::new(DRIVER, GUEST, "vhd:/dev/xvda"), &Model::zeroes(1200));
+        stage.attach(&guest);
+        // Writes and no flushes: there is something to settle.
+        guest.front.borrow_mut().work(Workload {
+            flushes: 0,
+            ordered: 0,
+            discards: 0,
+            writes: 100,
+            ..Workload::mixed(40)
+        });
+        stage.run.at_rest(&guest.front);
+        let number = number_of(&stage);
+        stage.back().borrow_mut().options.stuck = true;
+        let called_off = inside(&mut stage, async move |shared| {
+            let minor = shared.minors.get(number).expect("attached");
+            let mut pause = Box::pin(minor.pause(&shared.domain));
+            let waits = pause.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+            shared.domain.sleep(Duration::from_millis(50)).await;
+            drop(pause);
+            waits && minor.state() == State::Open
+        });
+        assert!(called_off, "a store that is stuck settles nothing");
+        stage.back().borrow_mut().options.stuck = false;
+        stage.run.world.stir();
+        guest.front.borrow_mut().work(Workload { flushes: 20, ..Workload::mixed(60) });
+        stage.run.at_rest(&guest.front);
+        assert!(pause(&mut stage, number));
+        resume(&mut stage, number, None).expect("the same image");
+        stage.detach(&guest);
         sim::vhd::check(disk.borrow().bytes()).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     });
 }

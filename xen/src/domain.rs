@@ -1,8 +1,11 @@
 //! Our own domain: what every task shares.
 
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::future::poll_fn;
+use core::task::{Context, Poll, Waker};
 
 use crate::event::Events;
 use crate::exec::{Executor, Timers};
@@ -69,6 +72,28 @@ impl<X: Xen> Domain<X> {
         if self.timers.next().is_some() {
             self.timers.fire(self.xen.now());
         }
+    }
+
+    /// Does a step to its end, also if nobody waits for it any more: what it holds by then, pages or a turn, is given back.
+    /// It begins here and now, and goes on in a task of its own.
+    pub fn apart<F: Future<Output: 'static> + 'static>(&self, step: F) -> impl Future<Output = F::Output> + use<F, X> {
+        let mut step = Box::pin(step);
+        let end = Rc::new((Cell::new(None), Signal::default()));
+        match step.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => end.0.set(Some(result)),
+            Poll::Pending => {
+                let ended = end.clone();
+                self.exec.spawn(async move {
+                    let result = step.await;
+                    ended.0.set(Some(result));
+                    ended.1.raise();
+                });
+            }
+        }
+        poll_fn(move |cx| {
+            while end.1.poll(cx).is_ready() {}
+            end.0.take().map_or(Poll::Pending, Poll::Ready)
+        })
     }
 
     /// Lets go of everything that tasks and pages hold of the domain: for who has ended it from outside and goes on.

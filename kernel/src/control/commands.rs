@@ -1,18 +1,13 @@
 //! One request of a control client, from its verdict to its answer.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::cell::Cell;
-use core::future::poll_fn;
-use core::task::Poll;
 use protocol::errno::Errno;
 
 use drivers::disk::{Error, Info, SECTOR_BYTES};
 use drivers::target::OpenError;
-use embassy_futures::poll_once;
 use embassy_futures::select::{Either, select};
 use log::Level;
 use protocol::blkif::INFO_READONLY;
@@ -22,7 +17,6 @@ use protocol::tapdisk::{
     Response, Text,
 };
 use xen::port::{Stop, Xen};
-use xen::sync::Signal;
 use xen::vchan::Broken;
 
 use super::channel::Line;
@@ -133,22 +127,7 @@ impl<X: Xen> Commands<'_, X> {
     /// Does what must be done to its end. It begins here and now, and goes on in a task of its own: a client that goes
     /// frees its place on the channel. Otherwise a few requests to a store that is stuck would lock everybody out.
     async fn apart<T: 'static>(&self, step: impl Future<Output = T> + 'static) -> Result<T, Failed> {
-        let mut step = Box::pin(step);
-        if let Poll::Ready(result) = poll_once(&mut step) {
-            return Ok(result);
-        }
-        let end = Rc::new((Cell::new(None), Signal::default()));
-        let ended = end.clone();
-        self.line.shared.domain.exec.spawn(async move {
-            let result = step.await;
-            ended.0.set(Some(result));
-            ended.1.raise();
-        });
-        let result = poll_fn(|cx| {
-            while end.1.poll(cx).is_ready() {}
-            end.0.take().map_or(Poll::Pending, Poll::Ready)
-        });
-        self.while_there(result).await
+        self.while_there(self.line.shared.domain.apart(step)).await
     }
 
     fn minor(&self, cookie: u16) -> Result<Rc<Minor<X>>, Failed> {
@@ -184,7 +163,7 @@ impl<X: Xen> Commands<'_, X> {
                     return Ok(Some(Body::OpenRsp(image(&minor)?)));
                 }
                 Body::Pause => {
-                    let paused = self.while_there(self.minor(cookie)?.pause()).await?;
+                    let paused = self.while_there(self.minor(cookie)?.pause(&shared.domain)).await?;
                     let not = |error: Error| failed(error.errno(), format!("minor {cookie}: its image: {error}"));
                     if !paused.map_err(not)? {
                         return Err(failed(Errno::EBUSY, format!("minor {cookie}: it was closed meanwhile")));
