@@ -375,6 +375,7 @@ mod tests {
             ("/b/a.vhd", Some("a.vhd")),
             ("C:\\b\\a", Some("a")),
             ("C:a", Some("a")),
+            ("1:a", Some("1:a")),
             ("..a", Some("..a")),
             ("a/", None),
             ("", None),
