@@ -10,7 +10,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use xen::exec::{Executor, Timers, yield_now};
-use xen::port::Instant;
+use xen::grant::Lent;
+use xen::page::PageRef;
+use xen::port::{Access, DomId, Instant};
 
 use crate::fake::{domain, run};
 
@@ -152,4 +154,21 @@ fn a_domain_sleeps_by_its_own_clock() {
         run(&domain);
         assert_eq!(woken.get(), expected, "at {now}");
     }
+}
+
+#[test]
+fn a_domain_that_was_ended_from_outside_is_gone() {
+    let (domain, fake) = domain();
+    let lent = Lent::new(&domain, PageRef::alone().unwrap(), DomId(7), Access::ReadWrite).ok().unwrap();
+    fake.used.borrow_mut().insert(lent.grant().0);
+    // A page that could not be taken back holds the domain, and so does a task.
+    drop(lent);
+    fake.used.borrow_mut().clear();
+    let sleeper = domain.clone();
+    domain.exec.spawn(async move { sleeper.sleep(Duration::MAX).await });
+    run(&domain);
+    let left = Rc::downgrade(&domain);
+    domain.end();
+    drop(domain);
+    assert!(left.upgrade().is_none() && fake.granted.borrow().is_empty());
 }
