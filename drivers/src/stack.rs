@@ -8,6 +8,8 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 use protocol::errno::Errno;
 
+use xen::limits::MEMORY_PER_IMAGE;
+use xen::memory::Promise;
 use xen::port::Xen;
 use xen::sync::Listener;
 
@@ -37,6 +39,8 @@ pub struct Stack<X: Xen> {
     kind: Kind<X>,
     /// The images that it is made of, claimed as long as anybody uses it.
     _claims: Vec<Claim>,
+    /// For what it keeps of its metadata.
+    _memory: Option<Promise>,
 }
 
 /// Where the parents of an image are looked for.
@@ -93,7 +97,7 @@ impl<X: Xen> Place for Around<X> {
 impl<X: Xen> Stack<X> {
     /// Opens what `name` names. What is opened read-only writes nothing, not for itself either.
     pub async fn open(lowers: &Lowers<X>, name: &str, read_only: bool) -> Result<Self, OpenError> {
-        let mut claims = Vec::new();
+        let (mut claims, mut promise) = (Vec::new(), None);
         let kind = match Target::parse(name)? {
             Target::Ram { pages } => match Ram::new(pages) {
                 Ok(ram) => Kind::Ram(ram),
@@ -104,6 +108,9 @@ impl<X: Xen> Stack<X> {
             },
             Target::Raw(source) => Kind::Raw(volume(lowers, &source).await?.0),
             Target::Vhd(source) => {
+                let memory = &lowers.domain.memory;
+                let short = || OpenError::new(Errno::ENOMEM, format!("{source}: {memory}"));
+                promise = Some(memory.promise(MEMORY_PER_IMAGE).ok_or_else(short)?);
                 let (store, around) = volume(lowers, &source).await?;
                 let format = open::open(&around, store, &source.to_string(), read_only).await?;
                 let write = !format.info().read_only;
@@ -121,7 +128,7 @@ impl<X: Xen> Stack<X> {
                 Kind::Vhd(Box::new(Joined { format }))
             }
         };
-        Ok(Stack { kind, _claims: claims })
+        Ok(Stack { kind, _claims: claims, _memory: promise })
     }
 
     /// Makes durable all that it knows, before it is let go of. A stack that was only dropped is as after a power cut.

@@ -23,6 +23,7 @@ use core::cell::Cell;
 use control::Channel;
 use drivers::device::lowers::Lowers;
 use xen::domain::Domain;
+use xen::memory::Budget;
 use xen::patience::Patience;
 use xen::port::{Instant, Stop, Xen};
 use xen::store::Store;
@@ -57,15 +58,7 @@ pub struct Shared<X: Xen> {
     pub errors: report::Errors,
     /// Our own domain's number; 0 until xenstore has told it, see [`report::number`].
     number: Cell<u16>,
-    memory: fn() -> (usize, usize),
     stop: Cell<Option<Stop>>,
-}
-
-impl<X: Xen> Shared<X> {
-    /// Bytes of the heap in use, and in all.
-    pub fn memory(&self) -> (usize, usize) {
-        (self.memory)()
-    }
 }
 
 /// The running domain.
@@ -88,7 +81,7 @@ const TASKS_PER_TURN: usize = 32;
 /// Starts the domain's tasks; nothing runs before the first turn. `memory` tells the bytes of the heap in use, and in
 /// all; `channels` are those of the control plane.
 pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize), channels: Vec<Channel>) -> Tapdom<X> {
-    let domain = Domain::new(xen);
+    let domain = Domain::new(xen, Budget::new(memory));
     let store = Store::connect(&domain);
     let lowers = Lowers::new(&domain, &store);
     let shared = Rc::new(Shared {
@@ -99,7 +92,6 @@ pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize), channels: Vec<Chann
         minors: Rc::default(),
         errors: report::Errors::default(),
         number: Cell::new(0),
-        memory,
         stop: Cell::new(None),
     });
     let (exec, all_seen) = (&domain.exec, Rc::new(Signal::default()));

@@ -215,10 +215,13 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
                     _ => {}
                 }
             }
+            // While memory is short a ring has one request at a time.
+            let short = domain.memory.is_short();
+            let full = held || slots.is_full() || short && !slots.is_empty();
             let taken = match &mut ring {
-                Some(ring) => take(ring, &desk, &handle, &mut alone, &mut budget, held || slots.is_full(), |request| {
+                Some(ring) => take(ring, &desk, &handle, &mut alone, &mut budget, full, |request| {
                     slots.start(desk.clone().serve(request));
-                    slots.is_full()
+                    short || slots.is_full()
                 }),
                 None => Ok(false),
             };
@@ -254,7 +257,7 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if !idle(ring, held || slots.is_full() || !matches!(alone, Alone::No), &handle, cx) {
+            if !idle(ring, full || slots.is_full() || !matches!(alone, Alone::No), &handle, cx) {
                 return Poll::Pending;
             }
         }

@@ -90,7 +90,7 @@ pub async fn number<X: Xen>(shared: &Shared<X>) -> Result<u16, Reason> {
 /// Says that disks can be attached.
 pub async fn ready<X: Xen>(shared: &Shared<X>) -> Result<(), Reason> {
     shared.store.write("data/ready", concat!("tapdom ", env!("CARGO_PKG_VERSION"))).await?;
-    let (used, all) = shared.memory();
+    let (used, all) = shared.domain.memory.figures();
     log::info!("tapdom {} is ready, {} of {} KiB of memory in use", env!("CARGO_PKG_VERSION"), used / 1024, all / 1024);
     Ok(())
 }

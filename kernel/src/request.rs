@@ -11,6 +11,7 @@ use protocol::mem::Memory;
 use xen::grant::Batch;
 use xen::kept::Kept;
 use xen::limits::{SEGMENTS_INDIRECT, SEGMENTS_PER_VBD};
+use xen::memory::Promise;
 use xen::page::{NoMemory, PageRef};
 use xen::port::{DomId, GrantRef, Instant, Move, Refused, Way as Direction, Xen};
 use xen::sync::Credits;
@@ -41,6 +42,7 @@ pub struct Desk<X: Xen> {
     pub(crate) kept: RefCell<Option<Kept<X>>>,
     /// What requests that ended leave for the next ones, so that a disk under load allocates nothing.
     spare: RefCell<Vec<Sheet>>,
+    _memory: Promise,
 }
 
 /// Sheets kept for requests to come; more in flight than these allocate theirs.
@@ -151,8 +153,15 @@ fn segments(body: &Body) -> usize {
 }
 
 impl<X: Xen> Desk<X> {
-    /// For one connection of one guest.
-    pub fn new(minor: Rc<Minor<X>>, ring: Rc<Handle>, read_only: bool, discard: bool, kept: Option<Kept<X>>) -> Self {
+    /// For one connection of one guest, which may count on some memory.
+    pub fn new(
+        minor: Rc<Minor<X>>,
+        ring: Rc<Handle>,
+        memory: Promise,
+        read_only: bool,
+        discard: bool,
+        kept: Option<Kept<X>>,
+    ) -> Self {
         Desk {
             guest: ring.guest,
             ring,
@@ -165,6 +174,7 @@ impl<X: Xen> Desk<X> {
             kept: RefCell::new(kept),
             segments: Credits::new(SEGMENTS_PER_VBD),
             spare: RefCell::default(),
+            _memory: memory,
         }
     }
 

@@ -23,7 +23,7 @@ use protocol::session::State as Stands;
 use protocol::xenbus::{Back, Do, Phase, Seen, State};
 use protocol::xenstore::{Reason, valid_path};
 use xen::kept::Kept;
-use xen::limits::{RING_ORDER, SEGMENTS_INDIRECT};
+use xen::limits::{MEMORY_PER_RING, RING_ORDER, SEGMENTS_INDIRECT};
 use xen::patience::Patience;
 use xen::port::{Instant, Xen};
 use xen::store::{Nodes, Store, Watch};
@@ -382,6 +382,8 @@ impl<X: Xen> Vbd<X> {
             Some(user) => Rc::clone(user),
             None => return self.publish().await,
         };
+        let memory = &self.shared.domain.memory;
+        let memory = memory.promise(MEMORY_PER_RING).ok_or_else(|| fatal(Errno::ENOMEM, format!("{memory}")))?;
         let ring = self.take_ring().await?;
         let persistent = self.front_text(keys::FEATURE_PERSISTENT).await?.as_deref() == Some("1");
         let closed = || fatal(Errno::ENODEV, format!("minor {} has no image", minor.number()));
@@ -399,7 +401,7 @@ impl<X: Xen> Vbd<X> {
         let nodes = properties(info, read_only, cdrom);
         let handle = Handle::new(self.key.domain, self.key.device, ring.pages, false, life);
         let kept = persistent.then(|| Kept::new(&self.shared.domain, self.key.domain));
-        let desk = Desk::new(minor, handle.clone(), read_only, info.discard.is_some(), kept);
+        let desk = Desk::new(minor, handle.clone(), memory, read_only, info.discard.is_some(), kept);
         if self.say(State::Connected, nodes).await? {
             self.sectors = info.sectors;
             self.queue = Some(handle.clone());

@@ -12,13 +12,14 @@ use drivers::stack::Stack;
 use drivers::target::{Source, Target};
 use protocol::mem::Memory;
 use xen::domain::Domain;
+use xen::memory::Budget;
 
 use crate::blkback::Options;
 use crate::blkif::SECTOR;
 use crate::disk::{Disk, SharedDisk};
 use crate::handle::SimXen;
 use crate::random::Random;
-use crate::run::{DRIVER, Run, Turn};
+use crate::run::{DRIVER, Run, Turn, memory};
 use crate::stage::XVDA;
 
 /// Polls of a future that needs nobody else.
@@ -98,7 +99,7 @@ fn below(seed: u64, options: Options, prepare: impl FnOnce(&mut Disk)) -> (Run, 
     prepare(&mut disk.borrow_mut());
     let back = run.lower(XVDA, &disk);
     back.borrow_mut().options = options;
-    let domain = Domain::new(SimXen::new(&run.world, DRIVER));
+    let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(memory));
     let lowers = Lowers::new(&domain, &xen::store::Store::connect(&domain));
     domain.exec.spawn(lowers.clone().run());
     run.drive_by(Box::new(move || {

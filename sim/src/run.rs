@@ -3,7 +3,7 @@
 //! The domain under test gets a turn when its last one left it busy, when an event is pending for it, or when its own
 //! timer is due, and at no other time: a wake-up that it lost stays lost.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -79,8 +79,19 @@ pub type SharedFrontend = Rc<RefCell<Frontend>>;
 /// The number the domain under test gets.
 pub const DRIVER: DomId = DomId(1);
 
+thread_local! {
+    static MEMORY_USED: Cell<usize> = const { Cell::new(3 << 10) };
+}
+
 /// What the domain under test is told of its heap: bytes in use, and in all.
-const MEMORY: (usize, usize) = (3 << 10, 32 << 20);
+pub fn memory() -> (usize, usize) {
+    (MEMORY_USED.get(), 32 << 20)
+}
+
+/// Has the domain under test hear that so many bytes of its heap are in use, until this is called again.
+pub fn use_memory(bytes: usize) {
+    MEMORY_USED.set(bytes);
+}
 
 /// Steps without a moment passing that are a livelock.
 const STEPS_MAX: u64 = 3_000_000;
@@ -159,7 +170,7 @@ impl Run {
 
     /// Starts the product in the domain under test. Which of its ready tasks runs next is the seed's choice too.
     pub fn boot(&mut self) {
-        let tapdom = Rc::new(kernel::start(SimXen::new(&self.world, DRIVER), || MEMORY, self.channels.clone()));
+        let tapdom = Rc::new(kernel::start(SimXen::new(&self.world, DRIVER), memory, self.channels.clone()));
         let mut random = self.random.fork();
         self.tapdom = Some(tapdom.clone());
         self.when_ended(&tapdom.shared().domain);

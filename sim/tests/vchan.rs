@@ -9,13 +9,14 @@ use sim::event::Channel;
 use sim::fault::Fault;
 use sim::handle::SimXen;
 use sim::marks;
-use sim::run::{DRIVER, Run, seeds};
+use sim::run::{DRIVER, Run, memory, seeds};
 use sim::vchan::caller::{CLUMSY, Caller, Deed, HOSTILE, ROWS};
 use sim::vchan::client::{Client, offer};
 use sim::world::DOM0;
 use sim::worlds::vchan::{Echo, path};
 use xen::domain::Domain;
 use xen::limits::VCHAN_PAGES_STUCK;
+use xen::memory::Budget;
 use xen::port::{Access, DomId, Foreign, GrantRef};
 use xen::store::Store;
 use xen::vchan::{NoPath, Server};
@@ -81,7 +82,7 @@ fn what_is_published() {
 #[test]
 fn paths_that_clients_cannot_hold_are_refused() {
     let run = Run::new(1);
-    let domain = Domain::new(SimXen::new(&run.world, DRIVER));
+    let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(memory));
     let store = Store::connect(&domain);
     let at = |path: &str| Server::new(&store, path, DOM0, Orders::ONE_PAGE_EACH).map(drop);
     assert_eq!(at("data/tapdisk-rfc"), Ok(()));

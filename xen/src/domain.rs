@@ -10,6 +10,7 @@ use core::task::{Context, Poll, Waker};
 use crate::event::Events;
 use crate::exec::{Executor, Timers};
 use crate::grant::Lent;
+use crate::memory::Budget;
 use crate::port::Xen;
 use crate::sync::Signal;
 
@@ -21,6 +22,8 @@ pub struct Domain<X: Xen> {
     pub exec: Executor,
     /// Wakes the sleepers.
     pub timers: Timers,
+    /// Our own memory.
+    pub memory: Budget,
     /// What is held of the hypervisor.
     pub held: Held,
     /// Pages of peers that stay mapped between requests.
@@ -54,11 +57,12 @@ pub fn count(cell: &Cell<usize>, by: isize) {
 
 impl<X: Xen> Domain<X> {
     /// A domain in which no task runs yet.
-    pub fn new(xen: X) -> Rc<Self> {
+    pub fn new(xen: X, memory: Budget) -> Rc<Self> {
         Rc::new(Domain {
             xen,
             exec: Executor::default(),
             timers: Timers::default(),
+            memory,
             held: Held::default(),
             kept: Cell::new(0),
             events: Events::default(),

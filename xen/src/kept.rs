@@ -71,8 +71,11 @@ impl<X: Xen> Kept<X> {
         place.page.as_deref()
     }
 
-    /// Memory for the places, once there is something to put there. Without it Xen copies.
+    /// Memory for the places, once there is something to put there. Without it, or while it is short, Xen copies.
     fn prepare(&mut self) -> bool {
+        if self.domain.memory.is_short() {
+            return false;
+        }
         if !self.full && self.places.try_reserve_exact(SETS * WAYS).is_ok() {
             self.places.extend((0..SETS * WAYS).map(|_| Place { grant: GrantRef(0), used: 0, page: None }));
         }

@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`port`]: the trait [`port::Xen`], the one cut between product code and a hypervisor
 //! - [`page`]: pages that peers may write, and runs of our own
+//! - [`memory`]: our own, and who may count on some of it
 //! - [`kept`]: a peer's pages that stay mapped
 //! - [`schedule`]: where a simulator lets peers run
 //! - [`vchan`]: byte streams that other domains open
@@ -17,6 +18,7 @@ pub mod exec;
 pub mod grant;
 pub mod kept;
 pub mod limits;
+pub mod memory;
 pub mod page;
 pub mod patience;
 pub mod pool;

@@ -27,6 +27,12 @@ pub const PAGES_RESERVED_PER_LOWER: usize = 32;
 pub const REQUESTS_PER_LOWER: usize = 256;
 /// Copies in one GNTTABOP_copy.
 pub const COPIES_PER_BATCH: usize = 2048;
+/// Bytes of memory that nobody is promised: what all tasks together need for a moment.
+pub const MEMORY_SPARE: usize = 2 << 20;
+/// Bytes of memory that each ring may count on: one request of the largest kind, and what is kept while it is idle.
+pub const MEMORY_PER_RING: usize = 64 << 10;
+/// The same of each image with metadata: its caches at their full size.
+pub const MEMORY_PER_IMAGE: usize = 1 << 20;
 /// Times a copy or map is made again when Xen says GNTST_eagain.
 pub const AGAIN_TRIES: usize = 16;
 /// Xenstore requests waiting for their answers; C xenstored allows 20.

@@ -249,6 +249,7 @@ impl<X: Xen> Blkfront<X> {
         let mut pages = PAGES_PER_LOWER;
         loop {
             match Pool::new(&self.domain, backend, pages, PAGES_RESERVED_PER_LOWER) {
+                Ok(_) if self.domain.memory.is_short() && pages / 2 >= usize::from(SEGMENTS_INDIRECT) => pages /= 2,
                 Err(NoPool::Memory) if pages / 2 >= usize::from(SEGMENTS_INDIRECT) => pages /= 2,
                 pool => return Ok(Rc::new(pool?)),
             }

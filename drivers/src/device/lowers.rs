@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(6);
 
 /// The lower disks.
 pub struct Lowers<X: Xen> {
-    domain: Rc<Domain<X>>,
+    pub(crate) domain: Rc<Domain<X>>,
     store: Store<X>,
     disks: RefCell<BTreeMap<u32, Rc<Blkfront<X>>>>,
     /// A disk ended: its directory may have been made anew before it had.

@@ -1,6 +1,5 @@
 //! What STATS tells: the counts of a minor, in the words of [`protocol::tapdisk::stats`].
 
-use alloc::collections::TryReserveError;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -10,6 +9,7 @@ use protocol::session::State;
 use protocol::tapdisk::stats::{Driver, Grants, Image, Operations, Pair, Queue, Ring, RingErrors, Vbd};
 use xen::exec::yield_now;
 use xen::limits::REQUESTS_PER_LOWER;
+use xen::page::NoMemory;
 use xen::port::Xen;
 
 use crate::Shared;
@@ -17,15 +17,18 @@ use crate::minor::Minor;
 use crate::queue::Handle;
 
 /// The figures of one minor.
-pub fn one<X: Xen>(shared: &Shared<X>, minor: &Minor<X>) -> Result<String, TryReserveError> {
+pub fn one<X: Xen>(shared: &Shared<X>, minor: &Minor<X>) -> Result<String, NoMemory> {
     text(|json| vbd(json, shared, minor))
 }
 
 /// An array of those of all: made whole before its first byte is sent, for the answer tells its length first. Guests'
 /// requests get their turns in between: hundreds of disks are a long text.
-pub async fn all<X: Xen>(shared: &Shared<X>) -> Result<String, TryReserveError> {
+pub async fn all<X: Xen>(shared: &Shared<X>) -> Result<String, NoMemory> {
     let mut json = text(|json| json.write_str("[ "))?;
     for (at, minor) in shared.minors.all().iter().enumerate() {
+        if shared.domain.memory.is_short() {
+            return Err(NoMemory);
+        }
         json = more(json, |json| {
             json.write_str(if at > 0 { ", " } else { "" })?;
             vbd(json, shared, minor)
@@ -36,11 +39,11 @@ pub async fn all<X: Xen>(shared: &Shared<X>) -> Result<String, TryReserveError> 
 }
 
 /// A text that says so when memory is short; nothing else of us fails.
-struct Fallible(String, Result<(), TryReserveError>);
+struct Fallible(String, Result<(), NoMemory>);
 
 impl Write for Fallible {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.1 = self.0.try_reserve(text.len());
+        self.1 = self.0.try_reserve(text.len()).map_err(|_| NoMemory);
         if self.1.is_err() {
             return Err(fmt::Error);
         }
@@ -49,11 +52,11 @@ impl Write for Fallible {
     }
 }
 
-fn text(write: impl FnOnce(&mut Fallible) -> fmt::Result) -> Result<String, TryReserveError> {
+fn text(write: impl FnOnce(&mut Fallible) -> fmt::Result) -> Result<String, NoMemory> {
     more(String::new(), write)
 }
 
-fn more(text: String, write: impl FnOnce(&mut Fallible) -> fmt::Result) -> Result<String, TryReserveError> {
+fn more(text: String, write: impl FnOnce(&mut Fallible) -> fmt::Result) -> Result<String, NoMemory> {
     let mut json = Fallible(text, Ok(()));
     // Only memory fails here, and that is kept.
     let _ = write(&mut json);
@@ -72,7 +75,7 @@ fn vbd<X: Xen>(json: &mut Fallible, shared: &Shared<X>, minor: &Minor<X>) -> fmt
     let rings: Vec<Ring<'_>> = minor.rings.borrow().iter().map(|handle| ring(handle)).collect();
     let latency = [&stats.reads, &stats.writes, &stats.flushes, &stats.discards].map(|op| op.latency.borrow());
     let [read, write, flush, discard] = &latency;
-    let (used, all) = shared.memory();
+    let (used, all) = shared.domain.memory.figures();
     let vbd = Vbd {
         name: &name,
         minor: minor.number(),

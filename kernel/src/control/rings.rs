@@ -10,7 +10,7 @@ use protocol::errno::Errno;
 use drivers::target::OpenError;
 use embassy_futures::select::{Either, select};
 use protocol::tapdisk::{Blkif, Vdev};
-use xen::limits::VBDS;
+use xen::limits::{MEMORY_PER_RING, VBDS};
 use xen::port::{DomId, Port, PortState, Xen};
 
 use crate::Shared;
@@ -53,14 +53,15 @@ pub fn connect<X: Xen>(shared: &Rc<Shared<X>>, minor: &Rc<Minor<X>>, blkif: &Blk
     if shared.minors.all().iter().map(|minor| minor.rings.borrow().len()).sum::<usize>() >= VBDS {
         return Err(OpenError::new(Errno::ENOMEM, format!("{VBDS} rings are served already")));
     }
-    let domain = &shared.domain;
+    let (domain, memory) = (&shared.domain, &shared.domain.memory);
+    let promise = memory.promise(MEMORY_PER_RING).ok_or_else(|| OpenError::new(Errno::ENOMEM, format!("{memory}")))?;
     let ring = Ring::take(domain, guest, blkif.grefs.as_slice(), blkif.port, blkif.proto.layout());
     let ring = ring.map_err(|no| OpenError::new(Errno::EINVAL, format!("domain {}: {no}", guest.0)))?;
     let port = ring.channel.port();
     let read_only = info.read_only || minor.is_read_only();
     let handle = Handle::new(guest, device, ring.pages, true, minor.life());
     let discard = info.discard.is_some() && !read_only;
-    let desk = Desk::new(minor.clone(), handle.clone(), read_only, discard, None);
+    let desk = Desk::new(minor.clone(), handle.clone(), promise, read_only, discard, None);
     let (user, queue) = (minor.used(), queue::start(domain.clone(), Rc::new(desk), ring, handle.clone()));
     domain.exec.spawn(async move {
         queue.await;

@@ -8,12 +8,14 @@ use std::rc::Rc;
 use protocol::mem::Memory;
 use protocol::xenstore::{HEADER_BYTES, Header, Kind, PAYLOAD_BYTES, Reason};
 use xen::domain::Domain;
+use xen::memory::Budget;
 use xen::page::PageRef;
 use xen::port::{DomId, Port};
 use xen::store::Store;
 
 use crate::handle::SimXen;
 use crate::random::Random;
+use crate::run::memory;
 use crate::world::{DOM0, World};
 
 const SELF: DomId = DomId(1);
@@ -83,7 +85,7 @@ struct Us {
 
 impl Us {
     fn new(world: &World) -> Self {
-        let domain = Domain::new(SimXen::new(world, SELF));
+        let domain = Domain::new(SimXen::new(world, SELF), Budget::new(memory));
         let store = Store::connect(&domain);
         Us { domain, store, asked: Vec::new(), got: Rc::default() }
     }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use xen::domain::Domain;
+use xen::memory::Budget;
 use xen::page::{Page, PageRef};
 use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Move, Port, PortState, Refused, StillInUse, Stop, Xen};
 
@@ -69,7 +70,7 @@ pub fn domain() -> (Rc<Domain<Fake>>, Fake) {
         now: Cell::new(0),
         page: PageRef::alone().unwrap(),
     }));
-    (Domain::new(fake.clone()), fake)
+    (Domain::new(fake.clone(), Budget::new(|| (0, usize::MAX))), fake)
 }
 
 /// Hands out events and runs every task until all sleep.
