@@ -20,7 +20,7 @@ packages := gcc libc6-dev binutils libxen-dev qemu-system-x86 qemu-utils python3
 # instructions go.
 bench_flags := $(foreach peer,$(PEERS),--peers $(peer)) $(if $(LOADS),--loads '$(LOADS)') $(if $(RUNS),--runs $(RUNS))
 
-.PHONY: bench bench-formats profile run test setup build lint host sim crash boots fuzz loom mutants miri size clean
+.PHONY: bench bench-formats bench-nbd profile run test setup build lint host sim crash boots fuzz loom mutants miri size clean
 
 run: build
 	$(boots) run $(run_flags)
@@ -71,6 +71,12 @@ bench-formats: setup
 	@command -v valgrind >/dev/null || { echo "install valgrind first: apt-get install valgrind"; exit 1; }
 	cargo build --locked --release -p formats
 	target/release/formats
+
+# The engine behind an NBD server beside QEMU's and nbdkit's: ratios of one run. ROUNDS=n is how often.
+bench-nbd: packages += fio nbdkit
+bench-nbd: setup
+	cargo build --locked --release -p nbd
+	target/release/nbd bench $(if $(ROUNDS),--rounds $(ROUNDS))
 
 boots: build
 	$(boots) test

@@ -44,6 +44,8 @@ pub struct FileStore {
     physical_bytes: u32,
     sectors: Cell<u64>,
     pages: RefCell<Vec<PageRef>>,
+    /// Between pages and the file. It keeps its length, for new bytes would be cleared.
+    bytes: RefCell<Vec<u8>>,
     /// So many changes are done and then none any more, as if the power had failed.
     #[cfg(test)]
     pub(crate) changes_left: Cell<Option<u64>>,
@@ -123,6 +125,7 @@ impl FileStore {
             physical_bytes,
             sectors,
             pages,
+            bytes: RefCell::default(),
             #[cfg(test)]
             changes_left: Cell::new(None),
         })
@@ -281,15 +284,17 @@ impl Device for FileStore {
     async fn submit(&self, op: Op<'_>, sector: u64) -> Result<(), Error> {
         match op {
             Op::Read(pieces) => {
-                let mut bytes = vec![0; sectors(pieces) as usize * SECTOR_BYTES];
-                self.read_at(sector, &mut bytes)?;
+                let mut bytes = self.bytes.borrow_mut();
+                let bytes = room(&mut bytes, pieces);
+                self.read_at(sector, bytes)?;
                 each(pieces, |piece, at, range| piece.page.write(at, &bytes[range]));
                 Ok(())
             }
             Op::Write(pieces) => {
-                let mut bytes = vec![0; sectors(pieces) as usize * SECTOR_BYTES];
+                let mut bytes = self.bytes.borrow_mut();
+                let bytes = room(&mut bytes, pieces);
                 each(pieces, |piece, at, range| piece.page.read(at, &mut bytes[range]));
-                self.write_at(sector, &bytes)
+                self.write_at(sector, bytes)
             }
             Op::Flush => fdatasync(&self.file).map_err(|errno| translate(&errno.into())),
             Op::Discard { sectors } => {
@@ -317,6 +322,15 @@ impl Store for FileStore {
     async fn zero(&self, sector: u64, sectors: u64) -> Result<(), Error> {
         self.zero_at(sector, sectors)
     }
+}
+
+/// Room for a payload.
+fn room<'a>(bytes: &'a mut Vec<u8>, pieces: &[Piece]) -> &'a mut [u8] {
+    let length = sectors(pieces) as usize * SECTOR_BYTES;
+    if bytes.len() < length {
+        bytes.resize(length, 0);
+    }
+    &mut bytes[..length]
 }
 
 /// Calls with each piece, its first byte in its page, and where its bytes are in the payload.
