@@ -2,11 +2,13 @@
 //!
 //! Sectors are 512 bytes everywhere, whatever a disk's own blocks are (`io/blkif.h`, "sector units").
 
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::fmt;
 
 use protocol::errno::Errno;
 use xen::page::PageRef;
+use xen::sync::Completions;
 
 /// Bytes of a sector.
 pub const SECTOR_BYTES: usize = 512;
@@ -149,6 +151,14 @@ impl fmt::Display for Error {
             error => f.write_str(error.name()),
         }
     }
+}
+
+/// Where the end of a transfer is told that is begun without a future.
+pub struct End {
+    /// Whom.
+    pub to: Rc<Completions<Result<(), Error>>>,
+    /// Which of theirs it is.
+    pub number: usize,
 }
 
 /// Moves bytes between pages of ours and a place where sectors live.

@@ -6,6 +6,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::Display;
+use protocol::blkif::Way;
 use protocol::errno::Errno;
 
 use xen::limits::MEMORY_PER_IMAGE;
@@ -163,6 +164,15 @@ impl<X: Xen> Stack<X> {
         match &self.kind {
             Kind::Ram(ram) => Some(ram),
             Kind::Raw(_) | Kind::Vhd(_) => None,
+        }
+    }
+
+    /// The lower disk on which these sectors lie as they are and together, and where: a transfer of them has only to be handed
+    /// on. None where there is more to it, or something is wrong with it.
+    pub fn straight(&self, way: Way, sector: u64, sectors: u64) -> Option<(&Rc<Blkfront<X>>, u64)> {
+        match &self.kind {
+            Kind::Raw(volume) => volume.straight(way, sector, sectors),
+            Kind::Ram(_) | Kind::Vhd(_) => None,
         }
     }
 

@@ -12,6 +12,7 @@ use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use protocol::blkif::Way;
 use protocol::mem::Memory;
 use xen::port::Xen;
 use xen::sync::Listener;
@@ -123,6 +124,18 @@ impl<X: Xen> Volume<X> {
             }
         }
         Err(Error::OutOfRange)
+    }
+
+    /// The disk on which sectors lie together, and where; none if they do not, or may not be moved that way.
+    pub fn straight(&self, way: Way, sector: u64, sectors: u64) -> Option<(&Rc<Blkfront<X>>, u64)> {
+        if way == Way::Write && self.read_only {
+            return None;
+        }
+        if self.runs.is_empty() {
+            return Some((&self.disks[0], sector));
+        }
+        let (disk, at, together) = self.locate(sector).ok()?;
+        (sectors <= together).then(|| (&self.disks[disk], at))
     }
 
     /// Calls for all parts of a range that lie together, one after the other: disk, sector, how many.

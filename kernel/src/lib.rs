@@ -7,7 +7,8 @@
 //! - [`minor`]: an image that is open, held or closed under its rings
 //! - [`vbd`]: one disk: handshake, properties, end
 //! - [`queue`]: its ring: turns, back-pressure, events
-//! - [`request`]: one request from its parsing to its answer; `resident`: the short way of those that wait for nothing
+//! - [`request`]: one request from its parsing to its answer; shorter ways: `resident` of those that wait for nothing,
+//!   `straight` of those that wait for a lower disk alone
 //! - [`control`]: tapdisk's messages; [`failures`]: what its clients are told unasked
 //! - [`stats`], [`report`], [`quiet`]: what happened, and what is told of it, within limits
 //! - [`power`]: poweroff and reboot
@@ -40,6 +41,7 @@ pub mod report;
 pub mod request;
 mod resident;
 pub mod stats;
+mod straight;
 pub mod vbd;
 
 /// What all tasks of the domain share.

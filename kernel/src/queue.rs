@@ -22,6 +22,7 @@ use xen::sync::{Bell, Signal, Slots};
 
 use crate::request::{Answer, Desk};
 use crate::stats::{RingStats, add};
+use crate::straight::Flights;
 
 /// How a queue is told to end, and how it tells that something is wrong.
 pub struct Handle {
@@ -152,8 +153,36 @@ impl<X: Xen> Ring<X> {
     }
 }
 
-/// Segments that count as one request of a turn where they are copied at once: 128 KiB.
+/// Segments that count as one request of a turn where they are copied within turns: 128 KiB.
 const SEGMENTS_PER_SHARE: usize = 32;
+
+/// Requests in flight: those that go straight, and those that are futures.
+struct Flow<X: Xen, F: Future> {
+    flights: Flights<X>,
+    slots: Slots<F>,
+    limit: usize,
+}
+
+impl<X: Xen, F: Future<Output = Answer>> Flow<X, F> {
+    fn new() -> Self {
+        Flow { flights: Flights::default(), slots: Slots::new(REQUESTS_PER_VBD), limit: REQUESTS_PER_VBD }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.slots.is_empty() && self.flights.len() == 0
+    }
+
+    fn is_full(&self) -> bool {
+        self.slots.len() + self.flights.len() >= self.limit
+    }
+
+    /// Lets every one that can go a step. True if any could.
+    fn poll(&mut self, desk: &Desk<X>, cx: &mut Context<'_>, mut answered: impl FnMut(Answer)) -> bool {
+        // Both are looked at: each must know whom to wake.
+        let landed = self.flights.poll(desk, cx, &mut answered);
+        self.slots.poll(cx, answered) || landed
+    }
+}
 
 /// A request that must be alone: WRITE_BARRIER.
 enum Alone {
@@ -175,7 +204,8 @@ pub fn start<X: Xen>(
 }
 
 async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, handle: Rc<Handle>) {
-    let mut slots = Slots::new(REQUESTS_PER_VBD);
+    let serve = |request| desk.clone().serve(request);
+    let mut flow = Flow::new();
     let mut alone = Alone::No;
     let mut ring = Some(ring);
     let mut changed = desk.minor.changed.listen();
@@ -193,7 +223,7 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
             }
             // A held disk leaves new requests where they are.
             let held = desk.minor.is_held(handle.life, &mut changed, cx);
-            let mut moved = slots.poll(cx, |answer| {
+            let mut moved = flow.poll(&desk, cx, |answer| {
                 if let Some(ring) = &mut ring {
                     put(ring, &answer, &handle);
                 }
@@ -205,10 +235,10 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
             };
             // A request that always has something to do must not keep the others waiting.
             budget = budget.saturating_sub(1);
-            if slots.is_empty() && !held {
+            if flow.is_empty() && !held {
                 match core::mem::replace(&mut alone, Alone::No) {
                     Alone::Waits(request) if ring.is_some() => {
-                        slots.start(desk.clone().serve(request));
+                        flow.slots.start(serve(request));
                         alone = Alone::Runs;
                         moved = true;
                     }
@@ -217,13 +247,10 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
             }
             // While memory is short a ring has one request at a time.
             let short = domain.memory.is_short();
-            let full = held || slots.is_full() || short && !slots.is_empty();
+            flow.limit = if short { 1 } else { REQUESTS_PER_VBD };
             let taken = match &mut ring {
-                Some(ring) => take(ring, &desk, &handle, &mut alone, &mut budget, full, |request| {
-                    slots.start(desk.clone().serve(request));
-                    short || slots.is_full()
-                }),
-                None => Ok(false),
+                Some(ring) if !held => take(ring, &desk, &mut alone, &mut budget, &mut flow, serve),
+                _ => Ok(false),
             };
             match taken {
                 Ok(taken) => moved |= taken,
@@ -237,7 +264,7 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
                 continue;
             }
             let Some(ring) = &mut ring else {
-                if slots.is_empty() && handle.stop.get() {
+                if flow.is_empty() && handle.stop.get() {
                     return Poll::Ready(());
                 }
                 if handle.stopped.poll(cx).is_ready() {
@@ -257,7 +284,7 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if !idle(ring, full || slots.is_full() || !matches!(alone, Alone::No), &handle, cx) {
+            if !idle(ring, held || flow.is_full() || !matches!(alone, Alone::No), &handle, cx) {
                 return Poll::Pending;
             }
         }
@@ -273,17 +300,17 @@ fn put<X: Xen>(ring: &mut Ring<X>, answer: &Answer, handle: &Handle) {
 }
 
 /// Takes requests as long as there are some, budget and room; true if any.
-fn take<X: Xen>(
+fn take<X: Xen, F: Future<Output = Answer>>(
     ring: &mut Ring<X>,
     desk: &Desk<X>,
-    handle: &Handle,
     alone: &mut Alone,
     budget: &mut usize,
-    mut full: bool,
-    mut start: impl FnMut(Request) -> bool,
+    flow: &mut Flow<X, F>,
+    serve: impl Fn(Request) -> F,
 ) -> Result<bool, Overrun> {
+    let (handle, stack) = (&*desk.ring, desk.minor.stack(desk.ring.life));
     let mut any = false;
-    while *budget > 0 && !full && matches!(alone, Alone::No) {
+    while *budget > 0 && !flow.is_full() && matches!(alone, Alone::No) {
         let mut entry = [0; REQUEST_BYTES];
         if !ring.back.take(&mut entry[..ring.layout.entry_bytes()])? {
             break;
@@ -294,19 +321,25 @@ fn take<X: Xen>(
             Ok(request) if matches!(request.body, Body::Barrier | Body::Transfer { barrier: true, .. }) => {
                 *alone = Alone::Waits(request);
             }
-            Ok(request) => match desk.at_once(&request) {
-                Some(answer) => {
+            Ok(request) => {
+                let stack = stack.as_deref();
+                let segments = if let Some((answer, segments)) = stack.and_then(|it| desk.at_once(it, &request)) {
                     put(ring, &answer, handle);
-                    *budget = budget.saturating_sub(answer.segments / SEGMENTS_PER_SHARE);
-                }
-                None => full = start(request),
-            },
+                    segments
+                } else if let Some(segments) = stack.and_then(|it| desk.depart(it, &request, &mut flow.flights)) {
+                    segments
+                } else {
+                    flow.slots.start(serve(request));
+                    0
+                };
+                *budget = budget.saturating_sub(segments / SEGMENTS_PER_SHARE);
+            }
             Err(rejected) => {
                 add(&handle.stats.rejected, 1);
                 add(&desk.minor.stats.rejected, 1);
                 log::debug!("domain {}: a request is refused: {:?}", desk.guest.0, rejected.why);
                 let Rejected { id, operation, status, .. } = rejected;
-                put(ring, &Answer { id, operation, status, segments: 0 }, handle);
+                put(ring, &Answer { id, operation, status }, handle);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! One request from its first step to its answer.
 
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -35,13 +36,14 @@ pub struct Desk<X: Xen> {
     pub clock: Cell<Instant>,
     pub(crate) stats: Rc<Stats>,
     /// Segments that may still be in flight.
-    segments: Credits,
+    pub(crate) segments: Credits,
     /// The copies of this turn.
     pub batch: Batch,
     /// Pages of the guest that stay mapped, if it wants that, as long as its ring is there.
     pub(crate) kept: RefCell<Option<Kept<X>>>,
     /// What requests that ended leave for the next ones, so that a disk under load allocates nothing.
-    spare: RefCell<Vec<Sheet>>,
+    #[expect(clippy::vec_box, reason = "they are handed on, and shall be cheap to move")]
+    spare: RefCell<Vec<Box<Sheet>>>,
     _memory: Promise,
 }
 
@@ -52,7 +54,7 @@ const SHEETS_KEPT: usize = 32;
 #[derive(Default)]
 pub(crate) struct Sheet {
     pub(crate) segments: Vec<Segment>,
-    pieces: Vec<Piece>,
+    pub(crate) pieces: Vec<Piece>,
     /// References of the pages with descriptors.
     pages: Vec<u32>,
     descriptors: Option<PageRef>,
@@ -92,13 +94,11 @@ pub struct Answer {
     pub operation: u8,
     /// The verdict.
     pub status: Status,
-    /// Segments that were copied here and now.
-    pub segments: usize,
 }
 
 /// Why a request was not done, and so whose fault it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failed {
+pub(crate) enum Failed {
     /// The guest broke a rule.
     Rejected(Why),
     /// The guest's pages are not what it said.
@@ -186,13 +186,13 @@ impl<X: Xen> Desk<X> {
         let (id, operation, segments) = (request.id, request.operation, segments(&request.body));
         let work = Work::note(request.body, &mut sheet);
         async move {
-            let answer = Answer { id, operation, status: self.answer(work, segments, sheet).await, segments: 0 };
+            let answer = Answer { id, operation, status: self.answer(work, segments, sheet).await };
             drop(in_flight);
             answer
         }
     }
 
-    async fn answer(&self, work: Work, segments: usize, mut sheet: Sheet) -> Status {
+    async fn answer(&self, work: Work, segments: usize, mut sheet: Box<Sheet>) -> Status {
         let began = self.clock.get();
         // What it is to hold is granted before it holds anything: who waits here stands in nobody's way.
         self.segments.take(segments).await;
@@ -201,26 +201,37 @@ impl<X: Xen> Desk<X> {
             // It was closed under its rings.
             None => Err(Failed::Store(Error::Gone)),
         };
-        let sectors = sheet.segments.iter().map(|segment| u64::from(segment.sectors())).sum();
-        add(&self.stats.copied, sheet.segments.len() as u64);
-        self.keep(sheet);
-        self.segments.put(segments);
-        let us = self.clock.get().0.saturating_sub(began.0) / 1000;
         let operation = match work {
             Work::Transfer { way, .. } | Work::Indirect { way, .. } => self.transfers(way),
             Work::Flush => &self.stats.flushes,
             Work::Discard { .. } => &self.stats.discards,
         };
-        match result {
+        self.segments.put(segments);
+        self.conclude(operation, began, sheet, result)
+    }
+
+    /// Counts what became of a request, and says what its guest is told. What it held is given back before.
+    pub(crate) fn conclude(
+        &self,
+        operation: &Operation,
+        began: Instant,
+        sheet: Box<Sheet>,
+        result: Result<u64, Failed>,
+    ) -> Status {
+        add(&self.stats.copied, sheet.segments.len() as u64);
+        let status = match result {
             Ok(sectors) => {
-                operation.done(sectors, us);
+                operation.done(sectors, self.clock.get().0.saturating_sub(began.0) / 1000);
                 Status::Okay
             }
             Err(failed) => {
+                let sectors = sheet.segments.iter().map(|segment| u64::from(segment.sectors())).sum();
                 add(&operation.failed_sectors, sectors);
                 self.judge(failed)
             }
-        }
+        };
+        self.keep(sheet);
+        status
     }
 
     /// Counts of reads or of writes.
@@ -232,13 +243,13 @@ impl<X: Xen> Desk<X> {
     }
 
     /// A sheet with nothing on it.
-    pub(crate) fn sheet(&self) -> Sheet {
+    pub(crate) fn sheet(&self) -> Box<Sheet> {
         self.spare.borrow_mut().pop().unwrap_or_default()
     }
 
     /// Keeps a sheet for the next request: as many small ones as are of use, and of large ones what the segments in
     /// flight can fill.
-    pub(crate) fn keep(&self, mut sheet: Sheet) {
+    pub(crate) fn keep(&self, mut sheet: Box<Sheet>) {
         sheet.segments.clear();
         sheet.pages.clear();
         let mut spare = self.spare.borrow_mut();

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use drivers::device::ram::Ram;
 use drivers::disk::{SECTOR_BYTES, SECTORS_PER_PAGE};
+use drivers::stack::Stack;
 use protocol::blkif::{self, Body, Request, SEGMENT_BYTES, SEGMENTS_PER_PAGE, Segment, Status, Way};
 use protocol::mem::Memory;
 use xen::kept::Kept;
@@ -17,20 +18,20 @@ use crate::stats::add;
 const CHUNK_BYTES: usize = 512;
 
 impl<X: Xen> Desk<X> {
-    /// Does the request, if it can be done here and now. If not it is to be done the ordinary way, which also finds out what
-    /// is wrong with it: what was copied by then is copied again.
-    pub fn at_once(&self, request: &Request) -> Option<Answer> {
+    /// Does the request, if it can be done here and now; its segments are told too. If not it is to be done the ordinary
+    /// way, which also finds out what is wrong with it: what was copied by then is copied again.
+    pub fn at_once(&self, stack: &Stack<X>, request: &Request) -> Option<(Answer, usize)> {
+        let ram = stack.resident()?;
         let mut kept = self.kept.borrow_mut();
         let kept = kept.as_mut()?;
-        let stack = self.minor.stack(self.ring.life)?;
-        let ram = stack.resident()?;
         let (way, sectors, segments) = match &request.body {
             Body::Transfer { way, sector, segments, flush_first: _, barrier: false } => {
                 (*way, self.move_all(ram, kept, *way, *sector, segments)?, segments.len())
             }
             Body::Indirect { way, sector, count, pages } => {
                 let mut sheet = self.sheet();
-                let moved = read_descriptors(kept, pages, *count, &mut sheet.segments)
+                let moved = self
+                    .read_descriptors(kept, pages, *count, &mut sheet.segments)
                     .and_then(|()| self.move_all(ram, kept, *way, *sector, &sheet.segments));
                 self.keep(sheet);
                 (*way, moved?, usize::from(*count))
@@ -39,7 +40,7 @@ impl<X: Xen> Desk<X> {
         };
         add(&self.stats.copied, segments as u64);
         self.transfers(way).done(sectors, 0);
-        Some(Answer { id: request.id, operation: request.operation, status: Status::Okay, segments })
+        Some((Answer { id: request.id, operation: request.operation, status: Status::Okay }, segments))
     }
 
     /// Moves the segments' sectors, in order; how many.
@@ -66,24 +67,30 @@ impl<X: Xen> Desk<X> {
         }
         Some(sectors)
     }
-}
 
-/// Reads the descriptors of an indirect request, each byte once (XSA-155).
-fn read_descriptors<X: Xen>(kept: &mut Kept<X>, pages: &[u32], count: u16, into: &mut Vec<Segment>) -> Option<()> {
-    let mut left = usize::from(count);
-    for grant in pages {
-        let page = kept.page(GrantRef(*grant))?;
-        let here = left.min(usize::from(SEGMENTS_PER_PAGE));
-        left -= here;
-        let bytes = here * SEGMENT_BYTES;
-        let mut descriptors = [0; CHUNK_BYTES];
-        for at in (0..bytes).step_by(CHUNK_BYTES) {
-            let some = &mut descriptors[..(bytes - at).min(CHUNK_BYTES)];
-            page.read(at, some);
-            for segment in blkif::segments(some, (some.len() / SEGMENT_BYTES) as u16) {
-                into.push(segment.ok()?);
+    /// Reads the descriptors of an indirect request, each byte once (XSA-155).
+    pub(crate) fn read_descriptors(
+        &self,
+        kept: &mut Kept<X>,
+        pages: &[u32],
+        count: u16,
+        into: &mut Vec<Segment>,
+    ) -> Option<()> {
+        let mut left = usize::from(count);
+        for grant in pages {
+            let page = kept.page(GrantRef(*grant))?;
+            let here = left.min(usize::from(SEGMENTS_PER_PAGE));
+            left -= here;
+            let bytes = here * SEGMENT_BYTES;
+            let mut descriptors = [0; CHUNK_BYTES];
+            for at in (0..bytes).step_by(CHUNK_BYTES) {
+                let some = &mut descriptors[..(bytes - at).min(CHUNK_BYTES)];
+                page.read(at, some);
+                for segment in blkif::segments(some, (some.len() / SEGMENT_BYTES) as u16) {
+                    into.push(segment.ok()?);
+                }
             }
         }
+        Some(())
     }
-    Some(())
 }

@@ -28,6 +28,8 @@ fn random_requests_on_a_lower_disk() {
     seeds(0..20, |seed| {
         let mut stage = Stage::with_lower(seed, 8192);
         let guest = stage.on_lower(GUEST);
+        // The straight way and the ordinary one.
+        guest.front.borrow_mut().options.persistent = seed % 2 == 0;
         stage.attach(&guest);
         guest.front.borrow_mut().work(Workload::mixed(400));
         stage.run.at_rest(&guest.front);
@@ -59,7 +61,8 @@ fn read_only_is_read_only() {
         let mut stage = Stage::with_lower(seed, 2048);
         let mut guest = stage.on_lower(GUEST);
         guest.vbd.writable = false;
-        guest.front.borrow_mut().options.errors = true;
+        let options = Options { errors: true, persistent: seed % 2 == 0, ..guest.front.borrow().options };
+        guest.front.borrow_mut().options = options;
         let before = stage.disk().borrow().bytes().to_vec();
         stage.attach(&guest);
         assert_eq!(guest.front.borrow().offer.info & 4, 4, "the frontend is told");

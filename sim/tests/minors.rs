@@ -1,7 +1,7 @@
 //! Images held, exchanged and closed under the rings that are served from them.
 
 use protocol::errno::Errno;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -89,6 +89,37 @@ fn a_paused_disk_answers_nothing_and_touches_no_store_and_goes_on() {
         stage.detach(&guest);
         stage.assert_clean();
         assert!(stage.run.tapdom().unwrap().shared().minors.all().is_empty());
+    });
+}
+
+/// Whichever way a request goes, it is in flight until the lower disk has answered it.
+#[test]
+fn a_pause_waits_for_what_a_lower_disk_was_asked() {
+    seeds(0..8, |seed| {
+        let mut stage = Stage::with_lower(seed, 2048);
+        let guest = stage.on_lower(GUEST);
+        guest.front.borrow_mut().options.persistent = seed % 2 == 0;
+        stage.attach(&guest);
+        stage.back().borrow_mut().options.stuck = true;
+        guest.front.borrow_mut().work(Workload { sectors_max: 8, ..Workload::reading(20) });
+        stage.run.rest(Duration::from_millis(100));
+        let number = number_of(&stage);
+        let (shared, paused) = (stage.run.tapdom().unwrap().shared().clone(), Rc::new(Cell::new(false)));
+        let done = paused.clone();
+        shared.clone().domain.exec.spawn(async move {
+            let minor = shared.minors.get(number).expect("attached");
+            done.set(minor.pause(&shared.domain).await.expect("a store that works"));
+        });
+        stage.run.nudge();
+        stage.run.rest(Duration::from_secs(1));
+        assert!(!paused.get(), "paused, and the lower disk still has requests");
+        stage.back().borrow_mut().options.stuck = false;
+        stage.run.world.stir();
+        assert!(stage.run.until(Duration::from_secs(5), |_| paused.get()), "{}", stage.run.scene());
+        assert_eq!(resume(&mut stage, number, None), Ok(()));
+        stage.run.at_rest(&guest.front);
+        stage.detach(&guest);
+        stage.assert_clean();
     });
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sim::blkif::SECTOR;
-use sim::frontend::{Io, Workload};
+use sim::frontend::{Io, Options, Workload};
 use sim::run::{DRIVER, seeds};
 use sim::stage::{GUEST, Stage};
 
@@ -12,6 +12,7 @@ fn pages_stay_mapped_while_the_disk_is_used_and_none_after() {
     seeds(0..20, |seed| {
         let mut stage = Stage::with_lower(seed, 2048);
         let guest = if seed % 2 == 0 { stage.on_ram(GUEST, 1024) } else { stage.on_lower(GUEST) };
+        guest.front.borrow_mut().options.persistent = true;
         stage.attach(&guest);
         let ring = stage.run.world.mapped_by(DRIVER, GUEST);
         guest.front.borrow_mut().work(Workload::mixed(100));
@@ -42,6 +43,7 @@ fn a_guest_that_dies_with_pages_mapped_is_gone_at_once() {
     seeds(0..10, |seed| {
         let mut stage = Stage::bare(seed);
         let guest = stage.on_ram(GUEST, 1024);
+        guest.front.borrow_mut().options.persistent = true;
         stage.attach(&guest);
         guest.front.borrow_mut().work(Workload::mixed(10_000));
         let front = guest.front.clone();
@@ -57,7 +59,8 @@ fn a_read_only_disk_in_memory_is_not_written() {
     let mut stage = Stage::bare(5);
     let mut guest = stage.on_ram(GUEST, 1024);
     guest.vbd.writable = false;
-    guest.front.borrow_mut().options.errors = true;
+    let options = Options { errors: true, persistent: true, ..guest.front.borrow().options };
+    guest.front.borrow_mut().options = options;
     stage.attach(&guest);
     guest.front.borrow_mut().ask(Io::Write { sector: 8, data: vec![1; 8 * SECTOR] });
     guest.front.borrow_mut().ask(Io::Read { sector: 8, sectors: 8 });

@@ -118,7 +118,8 @@ fn nothing_is_copied_once_the_ring_is_gone() {
         let guest = stage.on_lower(GUEST);
         stage.attach(&guest);
         stage.back().borrow_mut().options.latency = Duration::from_millis(200);
-        guest.front.borrow_mut().options.abrupt = true;
+        let options = Options { abrupt: true, persistent: seed % 2 == 0, ..guest.front.borrow().options };
+        guest.front.borrow_mut().options = options;
         guest.front.borrow_mut().work(Workload::reading(1000));
         stage.run.rest(Duration::from_millis(20));
         guest.front.borrow_mut().close(None);
@@ -135,15 +136,17 @@ fn nothing_is_copied_once_the_ring_is_gone() {
 /// What a disk's requests hold is bounded, whatever its guest asks for: others find pages of the same lower disk.
 #[test]
 fn a_disk_holds_512_segments_in_flight() {
-    let mut stage = Stage::with_lower(4, 8192);
-    let guest = stage.on_lower(GUEST);
-    guest.front.borrow_mut().options = Options { order: 4, indirect: 256, ..Options::default() };
-    stage.attach(&guest);
-    stage.back().borrow_mut().options.stuck = true;
-    guest.front.borrow_mut().work(Workload { depth: 100, sectors_max: 2048, ..Workload::reading(1000) });
-    stage.run.rest(Duration::from_secs(1));
-    let pages = stage.run.tapdom().expect("it runs").held().pages.get();
-    assert!((256..=512).contains(&pages), "{pages} pages");
+    for persistent in [false, true] {
+        let mut stage = Stage::with_lower(4, 8192);
+        let guest = stage.on_lower(GUEST);
+        guest.front.borrow_mut().options = Options { order: 4, indirect: 256, persistent, ..Options::default() };
+        stage.attach(&guest);
+        stage.back().borrow_mut().options.stuck = true;
+        guest.front.borrow_mut().work(Workload { depth: 100, sectors_max: 2048, ..Workload::reading(1000) });
+        stage.run.rest(Duration::from_secs(1));
+        let pages = stage.run.tapdom().expect("it runs").held().pages.get();
+        assert!((256..=512).contains(&pages), "{pages} pages");
+    }
 }
 
 /// Two lower disks of one backend domain once shared their pages: a disk that hung took the other's with it.

@@ -255,6 +255,14 @@ impl Orders {
     }
 }
 
+/// Makes one copy here and now.
+pub(crate) fn copy<X: Xen>(domain: &Domain<X>, it: &Move) -> Result<(), Refused> {
+    let mut result = Vec::with_capacity(1);
+    domain.xen.copy(core::slice::from_ref(it), &mut result);
+    again(domain, core::slice::from_ref(it), &mut result);
+    result[0]
+}
+
 /// Makes those copies again that Xen asked for (GNTST_eagain: the peer's page is being fetched), a bounded number of
 /// times.
 fn again<X: Xen>(domain: &Domain<X>, moves: &[Move], results: &mut [Result<(), Refused>]) {

@@ -11,6 +11,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use crate::domain::{Domain, count};
+use crate::grant;
 use crate::limits::{KEPT_PAGES, KEPT_PER_RING};
 use crate::page::Page;
 use crate::port::{Access, DomId, Foreign, GrantRef, Move, Refused, Way, Xen};
@@ -54,6 +55,11 @@ impl<X: Xen> Kept<X> {
             Way::Out => theirs.copy(theirs_at, &it.ours, ours_at, bytes),
         }
         true
+    }
+
+    /// Makes a copy, by Xen where the page is not mapped any more: one that is asked for is only rarely not.
+    pub fn copy_anyway(&mut self, it: &Move) -> Result<(), Refused> {
+        if self.copy(it) { Ok(()) } else { grant::copy(&self.domain, it) }
     }
 
     /// The page under a reference, if it is mapped or can be now.

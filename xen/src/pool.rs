@@ -65,6 +65,16 @@ impl Shelf {
         }
     }
 
+    fn take_now(&self, n: usize, mut each: impl FnMut(usize)) -> bool {
+        let there = self.credits.take_now(n);
+        if there {
+            let mut free = self.free.borrow_mut();
+            let kept = free.len() - n;
+            free.drain(kept..).for_each(&mut each);
+        }
+        there
+    }
+
     fn put(&self, page: usize) {
         self.free.borrow_mut().push(page);
         self.credits.put(1);
@@ -91,7 +101,16 @@ impl<X: Xen> Pool<X> {
         self.take_from(&self.free, n, each).await
     }
 
-    /// The same from the reserve. Who has some of it must wait for nothing but what they are for; who has pages of
+    /// The same if nobody has to wait for it; false, and `each` is not called, otherwise.
+    pub fn take_now(&self, n: usize, mut each: impl FnMut(PageRef)) -> bool {
+        let there = self.free.take_now(n, |page| each(self.run.page(page)));
+        if there {
+            count(&self.domain.held.pages, n as isize);
+        }
+        there
+    }
+
+    /// As [`take`](Pool::take), from the reserve. Who has some of it must wait for nothing but what they are for; who has pages of
     /// [`take`](Pool::take) may wait here.
     pub async fn take_reserved(&self, n: usize, each: impl FnMut(PageRef)) {
         self.take_from(&self.reserved, n, each).await

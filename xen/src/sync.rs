@@ -1,4 +1,4 @@
-//! Waiting for one another on one vCPU: a signal, counted credits, a queue of in-flight slots.
+//! Waiting for one another on one vCPU: a signal, counted credits, a queue of in-flight slots, ends told by number.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -160,10 +160,24 @@ impl Credits {
         self.free.get()
     }
 
+    /// Takes `n` here and now; false, and nothing is taken, if there are fewer or somebody waits already.
+    pub fn take_now(&self, n: usize) -> bool {
+        let there = self.has(n);
+        if there {
+            self.free.set(self.free.get() - n);
+        }
+        there
+    }
+
+    /// Whether [`take_now`](Credits::take_now) would take `n`.
+    pub fn has(&self, n: usize) -> bool {
+        self.free.get() >= n && self.queue.borrow().is_empty()
+    }
+
     /// Takes `n` at once, waiting for its turn. `n` must not be more than there ever are, or it waits for ever.
     pub async fn take(&self, n: usize) {
-        if self.queue.borrow().is_empty() && self.free.get() >= n {
-            return self.free.set(self.free.get() - n);
+        if self.take_now(n) {
+            return;
         }
         let mut ticket = Ticket { credits: self, serial: None };
         poll_fn(|cx| ticket.poll(n, cx)).await
@@ -226,6 +240,35 @@ impl Drop for Ticket<'_> {
             self.credits.queue.borrow_mut().retain(|entry| entry.0 != serial);
             self.credits.wake_first();
         }
+    }
+}
+
+/// Ends of what one task began without a future for each: it is told by number.
+pub struct Completions<T> {
+    ended: RefCell<VecDeque<(usize, T)>>,
+    posted: Signal,
+}
+
+impl<T> Default for Completions<T> {
+    fn default() -> Self {
+        Completions { ended: RefCell::default(), posted: Signal::default() }
+    }
+}
+
+impl<T> Completions<T> {
+    /// Tells that what was begun under this number has ended, and wakes the task.
+    pub fn post(&self, number: usize, end: T) {
+        self.ended.borrow_mut().push_back((number, end));
+        self.posted.raise();
+    }
+
+    /// The next end that was not told yet; none, and the task is woken by the next one, if there is none.
+    pub fn next(&self, cx: &mut Context<'_>) -> Option<(usize, T)> {
+        let next = self.ended.borrow_mut().pop_front();
+        if next.is_none() {
+            while self.posted.poll(cx).is_ready() {}
+        }
+        next
     }
 }
 
@@ -356,6 +399,44 @@ mod tests {
         assert!(poll_once(many.as_mut()).is_pending() && poll_once(few.as_mut()).is_pending());
         drop(many);
         assert!(poll_once(few.as_mut()).is_ready());
+    }
+
+    #[test]
+    fn who_does_not_wait_passes_nobody_who_does() {
+        let credits = Credits::new(3);
+        assert!(credits.take_now(1) && !credits.take_now(3) && credits.free() == 2);
+        let mut many = Box::pin(credits.take(3));
+        assert!(poll_once(many.as_mut()).is_pending());
+        assert!(!credits.take_now(1), "there are two, but somebody waits for three");
+        credits.put(1);
+        assert!(poll_once(many.as_mut()).is_ready());
+        credits.put(1);
+        assert!(credits.take_now(1));
+    }
+
+    #[test]
+    fn ends_are_told_once_in_order_and_wake_who_waits() {
+        struct Count(AtomicU64);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+        let woken = Arc::new(Count(AtomicU64::new(0)));
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        let ends = Completions::default();
+        ends.post(3, 'a');
+        assert_eq!((ends.next(&mut cx), ends.next(&mut cx)), (Some((3, 'a')), None));
+        ends.post(5, 'b');
+        ends.post(3, 'c');
+        assert_eq!(woken.0.load(Ordering::Acquire), 1);
+        assert_eq!(
+            (ends.next(&mut cx), ends.next(&mut cx), ends.next(&mut cx)),
+            (Some((5, 'b')), Some((3, 'c')), None)
+        );
+        ends.post(0, 'd');
+        assert_eq!(woken.0.load(Ordering::Acquire), 2);
     }
 
     #[test]

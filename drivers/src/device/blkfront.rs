@@ -12,7 +12,7 @@ use core::cell::{Cell, OnceCell, RefCell};
 use core::time::Duration;
 
 use embassy_futures::select::{Either, select};
-use protocol::blkif::{INFO_READONLY, keys};
+use protocol::blkif::{INFO_READONLY, Way, keys};
 use protocol::mem::Memory;
 use protocol::number;
 use protocol::xenbus::{Front, FrontDo, FrontSeen, State};
@@ -28,7 +28,7 @@ use xen::sync::Bell;
 
 use super::link::{Link, Offer};
 use crate::disk::{
-    Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, SECTORS_MAX, SECTORS_PER_PAGE, Store, within,
+    Device, Discard, End, Error, Info, Op, Piece, SECTOR_BYTES, SECTORS_MAX, SECTORS_PER_PAGE, Store, within,
 };
 
 /// Refusals in a row after which a backend that may not be seen is none.
@@ -374,6 +374,35 @@ impl<X: Xen> Blkfront<X> {
         if let Some(link) = self.link.take() {
             link.end();
         }
+    }
+
+    /// The pages for a transfer that [`begin`](Blkfront::begin) can begin here and now, one for each of `shape` as with
+    /// [`take`](Device::take). False, and none is taken, where something has to be waited for, or is wrong.
+    pub fn take_now(
+        &self,
+        way: Way,
+        sector: u64,
+        shape: impl ExactSizeIterator<Item = (u8, u8)> + Clone,
+        into: &mut Vec<Piece>,
+    ) -> bool {
+        let info = self.info.get();
+        let sectors = shape.clone().map(|(_, sectors)| u64::from(sectors)).sum();
+        let allowed = within(sector, sectors, info.sectors).is_ok() && !(way == Way::Write && info.read_only);
+        let free = self.link.borrow().as_ref().is_some_and(|link| link.is_free(shape.len()));
+        let mut shape = shape;
+        allowed
+            && free
+            && self.pool().take_now(shape.len(), |page| {
+                let (first, sectors) = shape.next().expect("as many as it said");
+                into.push(Piece { page, first, sectors });
+            })
+    }
+
+    /// Begins to move the pieces of [`take_now`](Blkfront::take_now), in the same moment and for the same place. Until its end
+    /// is told the backend may own them.
+    pub fn begin(&self, way: Way, pieces: &[Piece], sector: u64, end: End) {
+        let link = self.link.borrow();
+        link.as_ref().expect("it was free just now").begin(way, pieces, sector, end)
     }
 
     fn pool(&self) -> &Pool<X> {

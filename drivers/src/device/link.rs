@@ -20,7 +20,7 @@ use xen::pool::{NoPool, Pool};
 use xen::port::{Access, DomId, Xen};
 use xen::sync::{Credits, Signal};
 
-use crate::disk::{Error, Op, Piece, sectors};
+use crate::disk::{End, Error, Op, Piece, sectors};
 
 /// Requests with more segments than fit the ring entry in flight at once, each with a page of descriptors.
 const INDIRECT_IN_FLIGHT: usize = 32;
@@ -35,10 +35,12 @@ pub struct Link<X: Xen> {
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<usize>>,
     credits: Credits,
-    descriptors: RefCell<Vec<Lent<X>>>,
+    descriptors: Vec<Lent<X>>,
+    descriptors_free: RefCell<Vec<usize>>,
     descriptor_credits: Credits,
     segments_max: usize,
-    put: Signal,
+    /// Requests were put on the ring that are not published.
+    unseen: Signal,
     /// The backend does what no backend does; whoever looks after the disk is to close it.
     pub broken: Signal,
     distrusted: Cell<bool>,
@@ -55,8 +57,16 @@ enum State {
 
 enum Slot {
     Free,
-    Sent(u8, Option<Waker>),
+    Sent(u8, Waiter),
     Done(Result<(), Error>),
+}
+
+/// Who hears of the end of a request.
+enum Waiter {
+    /// A future, which then frees the slot; nobody before it was polled.
+    Future(Option<Waker>),
+    /// Who began it without one. The slot is free with the end, and so is the page with its descriptors.
+    Begun(End, Option<usize>),
 }
 
 /// What the backend offers that shapes the ring.
@@ -96,9 +106,10 @@ impl<X: Xen> Link<X> {
             free: RefCell::new((0..slots).rev().collect()),
             credits: Credits::new(slots),
             descriptor_credits: Credits::new(descriptors.len()),
-            descriptors: RefCell::new(descriptors),
+            descriptors_free: RefCell::new((0..descriptors.len()).collect()),
+            descriptors,
             segments_max: indirect.max(SEGMENTS_MAX),
-            put: Signal::default(),
+            unseen: Signal::default(),
             broken: Signal::default(),
             distrusted: Cell::new(false),
             state: Cell::new(State::Open),
@@ -120,23 +131,22 @@ impl<X: Xen> Link<X> {
     /// Moves requests out and answers in until the link has ended. One task runs this.
     pub async fn run(&self) {
         poll_fn(|cx| {
-            if self.state.get() == State::Ended {
-                return Poll::Ready(());
-            }
-            // Both are looked at: each must know whom to wake.
-            let (event, put) = (self.channel.poll(cx).is_ready(), self.put.poll(cx).is_ready());
-            if put && self.ring.borrow_mut().publish() {
-                self.channel.notify();
-            }
-            if event {
-                self.answers();
-            }
-            match event || put {
-                true => {
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
+            // Nobody raises either while this runs, so that the second round is the last.
+            loop {
+                if self.state.get() == State::Ended {
+                    return Poll::Ready(());
                 }
-                false => Poll::Pending,
+                // Both are looked at: each must know whom to wake.
+                let (event, put) = (self.channel.poll(cx).is_ready(), self.unseen.poll(cx).is_ready());
+                if put && self.ring.borrow_mut().publish() {
+                    self.channel.notify();
+                }
+                if event {
+                    self.answers();
+                }
+                if !event && !put {
+                    return Poll::Pending;
+                }
             }
         })
         .await
@@ -162,7 +172,7 @@ impl<X: Xen> Link<X> {
     fn answered(&self, answer: &Answer) {
         let mut slots = self.slots.borrow_mut();
         let slot = usize::try_from(answer.id).ok().and_then(|id| slots.get_mut(id));
-        let Some(Slot::Sent(operation, waker)) = slot else {
+        let Some(Slot::Sent(operation, _)) = slot else {
             drop(slots);
             return self.distrust("it answered what was not asked");
         };
@@ -170,16 +180,33 @@ impl<X: Xen> Link<X> {
             drop(slots);
             return self.distrust("it answered another operation than was asked");
         }
-        let waker = waker.take();
         let result = match answer.status {
             Status::Okay => Ok(()),
             Status::Unsupported => Err(Error::Unsupported),
             Status::Error => Err(Error::Medium),
         };
-        slots[answer.id as usize] = Slot::Done(result);
-        if let Some(waker) = waker {
-            waker.wake();
+        self.tell(&mut slots, answer.id as usize, result);
+    }
+
+    /// A request that was sent has ended so.
+    fn tell(&self, slots: &mut [Slot], slot: usize, result: Result<(), Error>) {
+        match core::mem::replace(&mut slots[slot], Slot::Done(result)) {
+            Slot::Sent(_, Waiter::Future(waker)) => waker.into_iter().for_each(Waker::wake),
+            Slot::Sent(_, Waiter::Begun(end, descriptors)) => {
+                slots[slot] = Slot::Free;
+                self.free(slot);
+                if let Some(page) = descriptors {
+                    self.put_descriptors(page);
+                }
+                end.to.post(end.number, result);
+            }
+            Slot::Free | Slot::Done(_) => unreachable!("it was sent"),
         }
+    }
+
+    fn free(&self, slot: usize) {
+        self.free.borrow_mut().push(slot);
+        self.credits.put(1);
     }
 
     fn distrust(&self, why: &str) {
@@ -210,16 +237,35 @@ impl<X: Xen> Link<X> {
     /// gone): until then it may still write to the pages in flight.
     pub fn end(&self) {
         self.state.set(State::Ended);
-        for slot in self.slots.borrow_mut().iter_mut() {
-            if let Slot::Sent(_, waker) = slot {
-                let waker = waker.take();
-                *slot = Slot::Done(Err(Error::Gone));
-                if let Some(waker) = waker {
-                    waker.wake();
-                }
+        let mut slots = self.slots.borrow_mut();
+        for slot in 0..slots.len() {
+            if matches!(slots[slot], Slot::Sent(..)) {
+                self.tell(&mut slots, slot, Err(Error::Gone));
             }
         }
-        self.put.raise();
+        self.unseen.raise();
+    }
+
+    /// Whether [`begin`](Link::begin) can begin a transfer of so many pieces: nothing has to be waited for.
+    pub fn is_free(&self, pieces: usize) -> bool {
+        self.state.get() == State::Open
+            && pieces <= self.segments_max
+            && self.credits.has(1)
+            && (pieces <= SEGMENTS_MAX || self.descriptor_credits.has(1))
+    }
+
+    /// Begins a transfer where the link [is free](Link::is_free) for it. Its end is told in any case.
+    pub fn begin(&self, way: Way, pieces: &[Piece], sector: u64, end: End) {
+        let free = self.credits.take_now(1) && (pieces.len() <= SEGMENTS_MAX || self.descriptor_credits.take_now(1));
+        assert!(free, "who begins has asked before");
+        if pieces.len() <= SEGMENTS_MAX {
+            let segments = self.segments(pieces);
+            self.put(&Ask::Transfer { way, sector, segments: &segments }, Waiter::Begun(end, None));
+        } else {
+            let (page, grant) = self.describe(pieces);
+            let ask = Ask::Indirect { way, sector, count: pieces.len() as u16, pages: &[grant] };
+            self.put(&ask, Waiter::Begun(end, Some(page)));
+        }
     }
 
     /// Does one operation, in as many requests as the backend's limits make of it.
@@ -235,8 +281,7 @@ impl<X: Xen> Link<X> {
     async fn transfer(&self, way: Way, pieces: &[Piece], mut sector: u64) -> Result<(), Error> {
         for chunk in pieces.chunks(self.segments_max) {
             if chunk.len() <= SEGMENTS_MAX {
-                let mut segments = heapless::Vec::<Segment, SEGMENTS_MAX>::new();
-                segments.extend(chunk.iter().map(|piece| self.segment(piece)));
+                let segments = self.segments(chunk);
                 self.request(&Ask::Transfer { way, sector, segments: &segments }).await?;
             } else {
                 self.indirect(way, chunk, sector).await?;
@@ -248,17 +293,31 @@ impl<X: Xen> Link<X> {
 
     async fn indirect(&self, way: Way, pieces: &[Piece], sector: u64) -> Result<(), Error> {
         self.descriptor_credits.take(1).await;
-        let lent = self.descriptors.borrow_mut().pop().expect("a credit is a page");
+        let (page, grant) = self.describe(pieces);
+        let result = self.request(&Ask::Indirect { way, sector, count: pieces.len() as u16, pages: &[grant] }).await;
+        self.put_descriptors(page);
+        result
+    }
+
+    /// Writes the pieces' descriptors to a page, for which there is a credit: which one, and its grant.
+    fn describe(&self, pieces: &[Piece]) -> (usize, u32) {
+        let page = self.descriptors_free.borrow_mut().pop().expect("a credit is a page");
+        let lent = &self.descriptors[page];
         for (i, piece) in pieces.iter().enumerate() {
             let mut descriptor = [0; SEGMENT_BYTES];
             encode_segments(&[self.segment(piece)], &mut descriptor);
             lent.page().write(i * SEGMENT_BYTES, &descriptor);
         }
-        let (count, page) = (pieces.len() as u16, lent.grant().0);
-        let result = self.request(&Ask::Indirect { way, sector, count, pages: &[page] }).await;
-        self.descriptors.borrow_mut().push(lent);
+        (page, lent.grant().0)
+    }
+
+    fn put_descriptors(&self, page: usize) {
+        self.descriptors_free.borrow_mut().push(page);
         self.descriptor_credits.put(1);
-        result
+    }
+
+    fn segments(&self, pieces: &[Piece]) -> heapless::Vec<Segment, SEGMENTS_MAX> {
+        pieces.iter().map(|piece| self.segment(piece)).collect()
     }
 
     fn segment(&self, piece: &Piece) -> Segment {
@@ -266,29 +325,34 @@ impl<X: Xen> Link<X> {
         Segment::new(grant, piece.first, piece.first + piece.sectors - 1).expect("a piece lies in its page")
     }
 
+    /// Puts one request into a slot, for which there is a credit, and on the ring; which slot.
+    fn put(&self, ask: &Ask<'_>, waiter: Waiter) -> usize {
+        let slot = self.free.borrow_mut().pop().expect("a credit is a slot");
+        self.slots.borrow_mut()[slot] = Slot::Sent(ask.operation(), waiter);
+        self.ring.borrow_mut().put(&encode(slot as u64, self.handle, ask));
+        self.unseen.raise();
+        slot
+    }
+
     /// Puts one request on the ring and waits for its answer.
     async fn request(&self, ask: &Ask<'_>) -> Result<(), Error> {
         self.credits.take(1).await;
-        let slot = self.free.borrow_mut().pop().expect("a credit is a slot");
         if self.state.get() != State::Open {
-            self.slots.borrow_mut()[slot] = Slot::Done(Err(Error::Gone));
-        } else {
-            self.slots.borrow_mut()[slot] = Slot::Sent(ask.operation(), None);
-            self.ring.borrow_mut().put(&encode(slot as u64, self.handle, ask));
-            self.put.raise();
+            self.credits.put(1);
+            return Err(Error::Gone);
         }
+        let slot = self.put(ask, Waiter::Future(None));
         let result = poll_fn(|cx| match &mut self.slots.borrow_mut()[slot] {
             Slot::Done(result) => Poll::Ready(*result),
-            Slot::Sent(_, waker) => {
+            Slot::Sent(_, Waiter::Future(waker)) => {
                 *waker = Some(cx.waker().clone());
                 Poll::Pending
             }
-            Slot::Free => unreachable!("a slot is freed by its request"),
+            Slot::Sent(_, Waiter::Begun(..)) | Slot::Free => unreachable!("a slot is freed by its request"),
         })
         .await;
         self.slots.borrow_mut()[slot] = Slot::Free;
-        self.free.borrow_mut().push(slot);
-        self.credits.put(1);
+        self.free(slot);
         result
     }
 }

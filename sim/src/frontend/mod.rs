@@ -87,6 +87,7 @@ impl Options {
             layout: random.pick(&[Layout::X86_64, Layout::X86_32]),
             order: random.below(5) as u32,
             indirect: random.pick(&[0, 32, 256]),
+            persistent: !random.one_in(3),
             ..Options::default()
         }
     }

@@ -1,0 +1,164 @@
+//! The straight way: a read or write by a guest whose pages stay mapped, of sectors that a lower disk has together, is handed
+//! on from ring to ring in its queue's own turn. It waits for one thing alone, the lower backend's answer, and is no
+//! future but a number. What cannot be begun here and now goes the ordinary way.
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::task::Context;
+
+use drivers::device::blkfront::Blkfront;
+use drivers::disk::{Device, End, Error, Piece, SECTOR_BYTES};
+use drivers::stack::Stack;
+use protocol::blkif::{Body, Request, Segment, Way};
+use xen::kept::Kept;
+use xen::port::{GrantRef, Instant, Move, Refused, Way as Direction, Xen};
+use xen::sync::Completions;
+
+use crate::minor::InFlight;
+use crate::request::{Answer, Desk, Failed, Sheet};
+
+/// A transfer under way.
+struct Flight<X: Xen> {
+    id: u64,
+    operation: u8,
+    way: Way,
+    began: Instant,
+    disk: Rc<Blkfront<X>>,
+    sheet: Box<Sheet>,
+    in_flight: InFlight<X>,
+}
+
+/// All of one queue, by number.
+pub struct Flights<X: Xen> {
+    table: Vec<Option<Flight<X>>>,
+    free: Vec<usize>,
+    ends: Rc<Completions<Result<(), Error>>>,
+}
+
+impl<X: Xen> Default for Flights<X> {
+    fn default() -> Self {
+        Flights { table: Vec::new(), free: Vec::new(), ends: Rc::default() }
+    }
+}
+
+impl<X: Xen> Flights<X> {
+    /// How many are under way.
+    pub fn len(&self) -> usize {
+        self.table.len() - self.free.len()
+    }
+
+    /// Hands out the answers of those that have ended. True if any had.
+    pub fn poll(&mut self, desk: &Desk<X>, cx: &mut Context<'_>, mut answered: impl FnMut(Answer)) -> bool {
+        let mut any = false;
+        while let Some((number, result)) = self.ends.next(cx) {
+            any = true;
+            let flight = self.table[number].take().expect("its end is told once");
+            self.free.push(number);
+            answered(desk.arrive(flight, result));
+        }
+        any
+    }
+
+    /// A number that none has.
+    fn number(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
+            self.table.push(None);
+            self.table.len() - 1
+        })
+    }
+}
+
+impl<X: Xen> Desk<X> {
+    /// Begins the request, if that can be done here and now: its segments. None, and nothing has happened, if not.
+    pub fn depart(&self, stack: &Stack<X>, request: &Request, flights: &mut Flights<X>) -> Option<usize> {
+        let mut kept = self.kept.borrow_mut();
+        let kept = kept.as_mut()?;
+        let mut sheet = self.sheet();
+        let begun = self.ready(stack, kept, request, &mut sheet);
+        let Some((way, disk, at)) = begun else {
+            self.keep(sheet);
+            return None;
+        };
+        let segments = sheet.segments.len();
+        let number = flights.number();
+        disk.begin(way, &sheet.pieces, at, End { to: flights.ends.clone(), number });
+        let Request { id, operation, .. } = *request;
+        let (began, in_flight) = (self.clock.get(), self.minor.enter_request());
+        flights.table[number] = Some(Flight { id, operation, way, began, disk: disk.clone(), sheet, in_flight });
+        Some(segments)
+    }
+
+    /// Takes all that the request needs to be begun, and notes it on the sheet: which way, on which disk and where. None,
+    /// and nothing is taken, if there is something to wait for or something is wrong: the ordinary way finds out what.
+    fn ready<'a>(
+        &self,
+        stack: &'a Stack<X>,
+        kept: &mut Kept<X>,
+        request: &Request,
+        sheet: &mut Sheet,
+    ) -> Option<(Way, &'a Rc<Blkfront<X>>, u64)> {
+        let (way, sector) = match &request.body {
+            Body::Transfer { way, sector, segments, flush_first: false, barrier: false } => {
+                sheet.segments.extend_from_slice(segments);
+                (*way, *sector)
+            }
+            Body::Indirect { way, sector, count, pages } => {
+                self.read_descriptors(kept, pages, *count, &mut sheet.segments)?;
+                (*way, *sector)
+            }
+            Body::Transfer { .. } | Body::Flush | Body::Barrier | Body::Discard { .. } => return None,
+        };
+        let Sheet { segments, pieces, .. } = sheet;
+        let sectors = segments.iter().map(|segment| u64::from(segment.sectors())).sum();
+        if sectors == 0 {
+            return None;
+        }
+        let (disk, at) = stack.straight(way, sector, sectors)?;
+        let mapped = |segment: &Segment| kept.page(GrantRef(segment.grant)).is_some();
+        if way == Way::Write && self.read_only || !self.segments.has(segments.len()) || !segments.iter().all(mapped) {
+            return None;
+        }
+        let shape = segments.iter().map(|segment| (segment.first, segment.sectors() as u8));
+        if !disk.take_now(way, at, shape, pieces) {
+            return None;
+        }
+        if way == Way::Write && self.carry(kept, segments, pieces, Direction::In).is_err() {
+            disk.give(pieces);
+            return None;
+        }
+        let taken = self.segments.take_now(segments.len());
+        debug_assert!(taken, "they were there just now");
+        Some((way, disk, at))
+    }
+
+    /// Ends a transfer: what was read is copied before the guest is told.
+    fn arrive(&self, flight: Flight<X>, result: Result<(), Error>) -> Answer {
+        let Flight { id, operation, way, began, disk, mut sheet, in_flight } = flight;
+        let Sheet { segments, pieces, .. } = &mut *sheet;
+        let sectors = segments.iter().map(|segment| u64::from(segment.sectors())).sum();
+        let copied = match (result, way, &mut *self.kept.borrow_mut()) {
+            (Err(error), ..) => Err(Failed::from(error)),
+            (Ok(()), Way::Write, _) => Ok(()),
+            (Ok(()), Way::Read, Some(kept)) => self.carry(kept, segments, pieces, Direction::Out).map_err(Failed::from),
+            // The guest's pages may be another guest's by now.
+            (Ok(()), Way::Read, None) => Err(Failed::from(Refused::GONE)),
+        };
+        disk.give(pieces);
+        self.segments.put(segments.len());
+        let status = self.conclude(self.transfers(way), began, sheet, copied.map(|()| sectors));
+        drop(in_flight);
+        Answer { id, operation, status }
+    }
+
+    /// Copies between the guest's segments and our pieces, of which each has its own.
+    fn carry(&self, kept: &mut Kept<X>, segments: &[Segment], pieces: &[Piece], way: Direction) -> Result<(), Refused> {
+        for (segment, piece) in segments.iter().zip(pieces) {
+            let [theirs_at, ours_at, bytes] =
+                [segment.first, piece.first, piece.sectors].map(|sectors| u16::from(sectors) * SECTOR_BYTES as u16);
+            let (ours, grant) = (piece.page.clone(), GrantRef(segment.grant));
+            kept.copy_anyway(&Move { ours, ours_at, domain: self.guest, grant, theirs_at, bytes, way })?;
+        }
+        Ok(())
+    }
+}
