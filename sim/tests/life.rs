@@ -7,6 +7,7 @@ use sim::journal;
 use sim::run::{DRIVER, Run, seeds};
 use sim::stage::{GUEST, Stage, XVDA};
 use sim::toolstack::{Failure, Kind, Vbd};
+use sim::world::DOM0;
 use xen::port::{DomId, Stop};
 
 #[test]
@@ -62,6 +63,28 @@ fn detached_in_the_middle_of_its_work() {
         let front = guest.front.clone();
         assert!(stage.run.until(Duration::from_secs(20), |_| front.borrow().tally.writes >= some));
         stage.detach(&guest);
+        stage.assert_clean();
+    });
+}
+
+#[test]
+fn detached_at_any_moment_of_being_attached() {
+    seeds(0..100, |seed| {
+        let mut stage = Stage::bare(seed);
+        let guest = stage.on_ram(GUEST, 1024);
+        stage.run.toolstack.borrow_mut().attach(&guest.vbd);
+        for _ in 0..stage.run.random.below(200) {
+            stage.run.step();
+        }
+        let detached = stage.run.toolstack.borrow_mut().detach(&guest.vbd);
+        let (dom0, state) = (stage.run.store.client(DOM0), format!("{}/state", guest.vbd.backend_dir()));
+        stage.run.until(Duration::from_secs(60), |run| {
+            // What the toolstack asked for stands until it is done.
+            let state = dom0.read(&state).ok();
+            assert!(matches!(state.as_deref(), None | Some("5" | "6")), "{state:?}\n{}", run.scene());
+            run.toolstack.borrow().result(detached).is_some()
+        });
+        assert_eq!(stage.run.toolstack.borrow().result(detached), Some(Ok(())));
         stage.assert_clean();
     });
 }

@@ -5,6 +5,7 @@
 //! of both is in `docs/mutants.md`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -23,6 +24,9 @@ const CRATES: [(&str, &[&str], &[&str]); 4] = [
 const KILLED_MIN: usize = 95;
 /// The tests take seconds. One that takes this long waits for what the mutant lost, and has noticed it.
 const HANG: Duration = Duration::from_secs(180);
+
+/// Bytes of addresses that a mutant may use, and who builds it: one that never stops taking memory would take the machine's.
+const MEMORY: &str = "--as=8589934592";
 
 /// A mutant is built for one short run: what optimising costs is not paid back.
 const CHEAP: [(&str, &str); 2] = [("CARGO_PROFILE_DEV_OPT_LEVEL", "0"), ("CARGO_PROFILE_DEV_DEBUG", "0")];
@@ -79,7 +83,7 @@ fn made(words: &[String]) -> Result<bool> {
     {
         let out = format!("build/mutants/{name}");
         fs::create_dir_all(&out).with_context(|| out.clone())?;
-        let mut cargo = Command::new("cargo");
+        let mut cargo = bounded("cargo");
         cargo.args([
             "mutants",
             "-p",
@@ -117,6 +121,13 @@ fn made(words: &[String]) -> Result<bool> {
     Ok(all.0 * 100 >= all.1 * KILLED_MIN)
 }
 
+/// A program whose memory has an end; util-linux has what bounds it.
+fn bounded(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("prlimit");
+    command.args([OsStr::new(MEMORY), program.as_ref()]);
+    command
+}
+
 /// Demands that these tests pass in a copy of the tree without any mutant.
 fn honest(packages: &[&str], chosen: &[String]) -> Result<()> {
     let (tree, target) = (PathBuf::from("build/mutants/tree"), std::path::absolute("build/mutants/target")?);
@@ -131,19 +142,7 @@ fn honest(packages: &[&str], chosen: &[String]) -> Result<()> {
 /// Runs the mutants of the tables whose names are in `wanted` (all without any) and tells each verdict; false if one
 /// survived.
 fn known(wanted: &[String]) -> Result<bool> {
-    let mut mutants = Vec::new();
-    for (table, ..) in CRATES {
-        let path = format!("tools/mutants/{table}.txt");
-        let text = fs::read_to_string(&path).with_context(|| format!("{path}, from the top of the tree"))?;
-        mutants.extend(parse(&text).with_context(|| path)?);
-    }
-    // All of them, whatever is wanted: a table that the tree has left behind is wrong even if nobody runs it.
-    let mut stale = Vec::new();
-    for mutant in &mutants {
-        let text = fs::read_to_string(&mutant.file).with_context(|| mutant.file.clone())?;
-        stale.extend(mutated(mutant, &text).err().map(|error| error.to_string()));
-    }
-    ensure!(stale.is_empty(), "{}", stale.join("\n"));
+    let mut mutants = tables(Path::new("."))?;
     for name in wanted {
         ensure!(mutants.iter().any(|mutant| mutant.name == *name), "no mutant is named {name}");
     }
@@ -175,6 +174,24 @@ fn known(wanted: &[String]) -> Result<bool> {
     }
     println!("{} mutants, {} killed", mutants.len(), mutants.len() - survivors);
     Ok(survivors == 0)
+}
+
+/// The mutants of all tables of a tree. A table that the tree has left behind is wrong even if nobody runs it.
+fn tables(top: &Path) -> Result<Vec<Mutant>> {
+    let mut mutants = Vec::new();
+    for (table, ..) in CRATES {
+        let path = top.join(format!("tools/mutants/{table}.txt"));
+        let name = path.display();
+        let text = fs::read_to_string(&path).with_context(|| format!("{name}, from the top of the tree"))?;
+        mutants.extend(parse(&text).with_context(|| name.to_string())?);
+    }
+    let mut stale = Vec::new();
+    for mutant in &mutants {
+        let text = fs::read_to_string(top.join(&mutant.file)).with_context(|| mutant.file.clone())?;
+        stale.extend(mutated(mutant, &text).err().map(|error| error.to_string()));
+    }
+    ensure!(stale.is_empty(), "{}", stale.join("\n"));
+    Ok(mutants)
 }
 
 /// The file with the bug in it. Its old text must be there once, in whole lines.
@@ -230,7 +247,7 @@ impl Test {
         let directory = std::path::absolute(directory)?;
         let log = std::path::absolute("build/mutants/last.log")?;
         let out = fs::File::create(&log)?;
-        let mut child = Command::new(tree.canonicalize()?.join(program))
+        let mut child = bounded(tree.canonicalize()?.join(program))
             .args(["--exact", &self.function])
             .env("CARGO_MANIFEST_DIR", &directory)
             .current_dir(&directory)
@@ -294,6 +311,12 @@ fn parse(text: &str) -> Result<Vec<Mutant>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_known_bug_has_its_place_in_the_tree() {
+        let mutants = tables(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap();
+        assert!(mutants.len() >= 100);
+    }
 
     #[test]
     fn a_table_is_read_as_changes() {
