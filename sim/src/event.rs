@@ -110,6 +110,11 @@ impl World {
         self.look().domains.get(&id)?.ports.get(&port.0).copied()
     }
 
+    /// Whether somebody is at the other end of the port.
+    pub fn is_bound(&self, id: DomId, port: Port) -> bool {
+        matches!(self.channel(id, port), Some(Channel::Interdomain { .. }))
+    }
+
     fn free_port(&self, id: DomId) -> Result<u32, Refused> {
         let xen = self.look();
         let domain = xen.domains.get(&id).ok_or(Refused(ESRCH))?;

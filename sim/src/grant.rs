@@ -35,6 +35,8 @@ struct Entry {
     to: DomId,
     access: Access,
     pins: u32,
+    /// The frame that is mapped: as long as somebody has it so, Xen does not look at what the entry says now.
+    pinned: Option<PageRef>,
     /// The frame behind the entry is no RAM of the granter's any more: ballooned out, MMIO, another domain's page.
     gone: bool,
 }
@@ -92,7 +94,7 @@ impl World {
         if grant >= ENTRIES_MAX {
             return Err(status::NO_SPACE);
         }
-        grants.entries.insert(grant, Entry { page: page.clone(), to, access, pins: 0, gone: false });
+        grants.entries.insert(grant, Entry { page: page.clone(), to, access, pins: 0, pinned: None, gone: false });
         Ok(GrantRef(grant))
     }
 
@@ -108,6 +110,13 @@ impl World {
         grants.entries.remove(&grant.0);
         grants.free.push(grant.0);
         Ok(())
+    }
+
+    /// Writes another frame into an entry, mapped or not: nobody asks Xen for that.
+    pub fn lend_other(&self, id: DomId, grant: GrantRef, page: &PageRef) {
+        let mut xen = self.hypervisor();
+        let grants = &mut xen.domains.get_mut(&id).expect("a dead domain grants").grants;
+        grants.entries.get_mut(&grant.0).expect("only its owner can know the number").page = page.clone();
     }
 
     /// Takes the frame from behind a grant, as ballooning out does, and as it is for a grant of MMIO or of a foreign page
@@ -149,7 +158,7 @@ impl World {
             return Err(status::GENERAL_ERROR);
         }
         entry.pins += 1;
-        let page = entry.page.clone();
+        let page = entry.pinned.get_or_insert(entry.page.clone()).clone();
         let handle = xen.handles;
         xen.handles += 1;
         let mapper = xen.domains.get_mut(&by).expect("a dead domain maps");
@@ -166,6 +175,7 @@ impl World {
             let granter = xen.domains.get_mut(&mapped.domain).expect("a granter vanished under a mapping");
             let entry = granter.grants.entries.get_mut(&mapped.grant.0).expect("a grant vanished under a mapping");
             entry.pins -= 1;
+            entry.pinned = entry.pinned.take().filter(|_| entry.pins > 0);
             mapped.domain
         };
         self.bury(domain);
@@ -185,7 +195,8 @@ impl World {
                 return Err(status::BAD_PAGE);
             }
             let access = if what.way == Way::Out { Access::ReadWrite } else { Access::ReadOnly };
-            granter.grants.entry(by, what.grant, access)?.page.clone()
+            let entry = granter.grants.entry(by, what.grant, access)?;
+            entry.pinned.as_ref().unwrap_or(&entry.page).clone()
         };
         let mut bytes = [0; xen::page::PAGE_BYTES];
         let bytes = &mut bytes[..what.bytes.into()];
@@ -275,7 +286,18 @@ mod tests {
         mapped.read(0, &mut back);
         assert_eq!(&back, b"shared");
         assert_eq!(world.reclaim(GUEST, grant), Err(StillInUse));
+        let (other, ours) = (PageRef::alone().unwrap(), PageRef::alone().unwrap());
+        other.write(8, b"next");
+        world.lend_other(GUEST, grant, &other);
+        let under = || {
+            world.copy(DRIVER, &whole(grant, &ours, Way::In)).unwrap();
+            let mut bytes = [0; 4];
+            ours.read(0, &mut bytes);
+            bytes
+        };
+        assert_eq!(&under(), b"\0\0\0\0", "the old page, as long as it is mapped");
         world.unmap(DRIVER, handle);
+        assert_eq!(&under(), b"next");
         assert_eq!(world.reclaim(GUEST, grant), Ok(()));
         assert_eq!(world.lend(GUEST, &page, DRIVER, Access::ReadOnly), Ok(grant), "numbers are used again");
     }

@@ -27,14 +27,14 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(seed: u64, abi: Abi, writable: bool) -> Self {
+    fn new(seed: u64, abi: Abi, writable: bool, keeps: bool) -> Self {
         let mut stage = Stage::bare(seed);
         let honest = stage.on_ram(DomId(6), 2048);
         stage.attach(&honest);
         stage.run.toolstack.borrow_mut().create(HOSTILE);
         let random = stage.run.random.fork();
         let mut hostile = Hostile::new(&stage.run.store, &stage.run.world, random, HOSTILE, XVDA, DRIVER);
-        hostile.options.abi = abi;
+        (hostile.options.abi, hostile.options.keeps) = (abi, keeps);
         let hostile = Rc::new(RefCell::new(hostile));
         stage.run.add(hostile.clone());
         let vbd = Vbd { writable, ..Vbd::new(DRIVER, HOSTILE, "ram:1M") };
@@ -43,7 +43,12 @@ impl Scene {
 
     /// The hostile guest is connected, the honest one at work.
     fn connected(seed: u64, abi: Abi, writable: bool) -> Self {
-        let mut scene = Scene::new(seed, abi, writable);
+        Scene::keeping(seed, abi, writable, false)
+    }
+
+    /// The same, with a hostile guest whose pages may stay mapped or not.
+    fn keeping(seed: u64, abi: Abi, writable: bool, keeps: bool) -> Self {
+        let mut scene = Scene::new(seed, abi, writable, keeps);
         assert_eq!(scene.stage.run.attach(&scene.vbd), Ok(()));
         let hostile = scene.hostile.clone();
         let there = scene.stage.run.until(Duration::from_secs(20), |_| hostile.borrow().is_connected());
@@ -127,11 +132,15 @@ fn right(ask: Ask, entry: &[u8], writable: bool) -> (u8, i16) {
 #[test]
 fn every_wrong_request_is_answered_as_the_header_says() {
     for (seed, abi) in [Abi::Wide, Abi::Narrow, Abi::Unsaid].into_iter().enumerate() {
-        for writable in [true, false] {
-            let mut scene = Scene::connected(seed as u64, abi, writable);
+        for (writable, keeps) in [(true, false), (false, false), (true, true), (false, true)] {
+            let mut scene = Scene::keeping(seed as u64, abi, writable, keeps);
             for ask in Ask::ALL.repeat(3) {
                 let (op, status, entry) = scene.ask(ask);
-                assert_eq!((op, status), right(ask, &entry, writable), "{ask:?} {abi:?} writable {writable}");
+                assert_eq!(
+                    (op, status),
+                    right(ask, &entry, writable),
+                    "{ask:?} {abi:?} writable {writable} keeps {keeps}"
+                );
             }
             scene.end();
         }

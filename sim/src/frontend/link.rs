@@ -9,6 +9,7 @@ use xen::port::{Access, DomId, GrantRef, Port, StillInUse, Way};
 use crate::blkif::{
     Body, FrontRing, Layout, Request, Response, SECTOR, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Segment, status,
 };
+use crate::frontend::slips::{Slip, Spare};
 use crate::frontend::workload::Io;
 use crate::marks;
 use crate::random::Random;
@@ -32,6 +33,17 @@ struct Flight {
     pieces: Vec<Piece>,
     tables: Vec<(PageRef, GrantRef)>,
 }
+
+/// Requests under way that carry one number, and what was answered under it so far. Which of them an answer is for nobody
+/// can tell, so all wait for the last.
+#[derive(Default)]
+struct Group {
+    flights: Vec<Flight>,
+    answers: Vec<(u8, i16)>,
+}
+
+/// Requests that carry one number at most.
+const GROUP_MAX: usize = 4;
 
 /// An answered request.
 pub(crate) struct Done {
@@ -62,7 +74,11 @@ pub(crate) struct Link {
     ring: FrontRing,
     pub grants: Vec<GrantRef>,
     pub port: Port,
-    flights: BTreeMap<u64, Flight>,
+    /// What a slip named beside these.
+    pub spare: Spare,
+    flights: BTreeMap<u64, Group>,
+    /// Requests may carry a number that is under way already.
+    pub shares_ids: bool,
     /// Segments in one request: 11, or more where the backend offers indirect ones.
     pub segments_max: usize,
     /// Both sides have offered to keep pages (`feature-persistent`): what the backend has mapped after its answer is used
@@ -85,16 +101,32 @@ impl Link {
             ring: FrontRing::new(pages, geometry.layout, geometry.devid as u16),
             grants,
             port: world.alloc_unbound(guest, backend).expect("a guest has ports"),
+            spare: Spare::default(),
             flights: BTreeMap::new(),
+            shares_ids: false,
             segments_max: SEGMENTS_MAX,
             persistent: false,
             kept: Vec::new(),
         }
     }
 
+    /// A page that is granted as a page of the ring is, and is none.
+    pub fn spare_ring(&mut self) -> GrantRef {
+        let lent = self.world.lend(self.guest, &page(), self.backend, Access::ReadWrite);
+        let grant = lent.expect("a guest's table is large");
+        self.spare.grants.push(grant);
+        grant
+    }
+
+    /// A port like its own.
+    pub fn spare_port(&mut self) -> Port {
+        let port = self.world.alloc_unbound(self.guest, self.backend).expect("a guest has ports");
+        *self.spare.port.insert(port)
+    }
+
     /// How many requests wait for their answer.
     pub fn in_flight(&self) -> usize {
-        self.flights.len()
+        self.flights.values().map(|group| group.flights.len() - group.answers.len()).sum()
     }
 
     /// Whether there is a slot beyond those of `batch`, and nothing under way that this one would race with.
@@ -102,8 +134,12 @@ impl Link {
         if self.ring.free() == 0 {
             marks::hit("frontend ring full");
         }
-        let mut others = self.flights.values().map(|flight| &flight.io).chain(batch);
+        let mut others = self.all().map(|flight| &flight.io).chain(batch);
         self.ring.free() as usize > batch.len() && others.all(|other| other.independent(io))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Flight> {
+        self.flights.values().flat_map(|group| &group.flights)
     }
 
     /// Puts requests on the ring and tells the backend if it asked to be told.
@@ -118,12 +154,7 @@ impl Link {
     }
 
     fn build(&mut self, io: Io, line: Option<usize>) -> Request {
-        let id = loop {
-            let id = if self.random.one_in(2) { self.random.next() } else { self.random.below(64) };
-            if !self.flights.contains_key(&id) {
-                break id;
-            }
-        };
+        let id = self.id();
         let (op, (sector, sectors)) = (io.op(), io.range());
         let (mut pieces, mut tables) = (Vec::new(), Vec::new());
         let body = match &io {
@@ -138,10 +169,26 @@ impl Link {
                 self.body(&pieces, &mut tables)
             }
         };
-        self.flights.insert(id, Flight { turn: Some(self.world.turns()), io, line, pieces, tables });
+        let flight = Flight { turn: Some(self.world.turns()), io, line, pieces, tables };
+        self.flights.entry(id).or_default().flights.push(flight);
         // A flush names no place; Linux leaves whatever was there.
         let sector = if sectors == 0 { self.random.next() } else { sector };
         Request { op, id, sector, body }
+    }
+
+    fn id(&mut self) -> u64 {
+        if self.shares_ids && !self.flights.is_empty() && self.random.one_in(2) {
+            let (id, group) = self.flights.iter().nth(self.random.index(self.flights.len())).expect("one of them");
+            if group.flights.len() < GROUP_MAX {
+                return *id;
+            }
+        }
+        loop {
+            let id = if self.random.one_in(2) { self.random.next() } else { self.random.below(64) };
+            if !self.flights.contains_key(&id) {
+                return id;
+            }
+        }
     }
 
     /// Pages for that many sectors, cut as the seed likes, granted no more than needed.
@@ -202,7 +249,8 @@ impl Link {
 
     /// Nobody looks for answers for a while: how long those take that are due now tells nothing.
     pub fn look_away(&mut self) {
-        self.flights.values_mut().for_each(|flight| flight.turn = None);
+        let all = self.flights.values_mut().flat_map(|group| &mut group.flights);
+        all.for_each(|flight| flight.turn = None);
     }
 
     /// Takes all answers there are, and asks for an event at the next.
@@ -210,7 +258,7 @@ impl Link {
         let mut all = Vec::new();
         loop {
             while let Some(response) = self.ring.take()? {
-                all.push(self.finish(response)?);
+                all.extend(self.answered(response)?);
             }
             if !self.ring.arm() {
                 return Ok(all);
@@ -218,15 +266,37 @@ impl Link {
         }
     }
 
-    fn finish(&mut self, response: Response) -> Result<Done, String> {
+    /// Takes an answer. With the last of those under one number come all requests that carry it.
+    fn answered(&mut self, response: Response) -> Result<Vec<Done>, String> {
         let Response { id, op, status } = response;
-        let flight = self.flights.remove(&id).ok_or(format!("an answer to {id:#x}, which is not under way"))?;
-        if op != flight.io.op() {
-            return Err(format!("operation {} answered as {op}", flight.io.op()));
-        }
+        let group = self.flights.get_mut(&id).ok_or(format!("an answer to {id:#x}, which is not under way"))?;
         if !matches!(status, status::OKAY | status::ERROR | status::EOPNOTSUPP) {
             return Err(format!("status {status}"));
         }
+        group.answers.push((op, status));
+        let asked = group.flights.iter().filter(|flight| flight.io.op() == op).count();
+        if group.answers.iter().filter(|(other, _)| *other == op).count() > asked {
+            let ops: Vec<u8> = group.flights.iter().map(|flight| flight.io.op()).collect();
+            return Err(format!("operations {ops:?} under one number answered as {:?}", group.answers));
+        }
+        if group.answers.len() < group.flights.len() {
+            return Ok(Vec::new());
+        }
+        let Group { mut flights, answers } = self.flights.remove(&id).expect("just seen");
+        if flights.len() > 1 {
+            marks::hit(Slip::SameId.mark());
+            flights.iter_mut().for_each(|flight| flight.turn = None);
+        }
+        // Of several answers to one operation the worst is the one that nobody can be sure not to have got.
+        let worst = |op| answers.iter().filter(|(other, _)| *other == op).map(|(_, status)| *status).min();
+        let each = |flight: Flight| {
+            let status = worst(flight.io.op()).expect("as many answers as requests of each operation");
+            self.finish(id, flight, status)
+        };
+        flights.into_iter().map(each).collect()
+    }
+
+    fn finish(&mut self, id: u64, flight: Flight, status: i16) -> Result<Done, String> {
         let pages = flight.pieces.iter().map(|piece| (piece.page.clone(), piece.grant)).chain(flight.tables);
         for (page, grant) in pages {
             self.world.settle(self.guest, grant);
@@ -260,11 +330,14 @@ impl Link {
 
     /// Ends it: what was under way, and the grants that are left, ring first.
     pub fn end(self) -> (Vec<Io>, Vec<GrantRef>) {
-        self.world.close(self.guest, self.port);
+        for port in self.spare.port.into_iter().chain([self.port]) {
+            self.world.close(self.guest, port);
+        }
         let mut grants = self.grants;
+        grants.extend(self.spare.grants);
         grants.extend(self.kept.iter().map(|(_, grant)| *grant));
         let mut ios = Vec::new();
-        for flight in self.flights.into_values() {
+        for flight in self.flights.into_values().flat_map(|group| group.flights) {
             let tables = flight.tables.iter().map(|(_, grant)| *grant);
             let all = flight.pieces.iter().map(|piece| piece.grant).chain(tables);
             grants.extend(all.inspect(|grant| self.world.settle(self.guest, *grant)));

@@ -4,15 +4,17 @@
 //! second answer, data that is not what was written, a page still mapped after its answer.
 
 mod link;
+pub mod slips;
 pub mod workload;
 
 use std::collections::VecDeque;
 
-use xen::port::{DomId, GrantRef};
+use xen::port::{DomId, GrantRef, Instant};
 
 use crate::blkif::{Layout, SEGMENTS_MAX, status};
 use crate::disk::SharedModel;
 use crate::frontend::link::{Done, Geometry, Link};
+use crate::frontend::slips::{Script, Slip};
 pub use crate::frontend::workload::{Io, Workload};
 use crate::ledger::SharedLedger;
 use crate::random::Random;
@@ -62,6 +64,10 @@ pub struct Options {
     pub errors: bool,
     /// Its disk may lie: what it reads is not judged.
     pub credulous: bool,
+    /// What goes wrong with its next offer. It takes back what it made of it, and comes again.
+    pub slip: Option<Slip>,
+    /// It gives requests numbers that are under way already.
+    pub shares_ids: bool,
 }
 
 impl Default for Options {
@@ -76,6 +82,8 @@ impl Default for Options {
             abrupt: false,
             errors: false,
             credulous: false,
+            slip: None,
+            shares_ids: false,
         }
     }
 }
@@ -133,6 +141,8 @@ pub struct Tally {
     /// Events without an answer.
     pub spurious: u32,
     pub connects: u32,
+    /// Offers that the backend did not take.
+    pub refused: u32,
     /// Turns of the domain under test that an answer took at most.
     pub turns_max: u64,
 }
@@ -206,6 +216,11 @@ pub struct Frontend {
     returning: bool,
     /// Its driver is taken from the device.
     unbound: bool,
+    /// What it has still to write of its offer, and the slip that it made with it.
+    script: Script,
+    slipped: Option<Slip>,
+    /// What was said when an offer was refused last.
+    pub refusal: Option<String>,
     /// How it behaves; may be changed between connections.
     pub options: Options,
     /// What came of it.
@@ -244,6 +259,9 @@ impl Frontend {
             again: None,
             returning: false,
             unbound: false,
+            script: Script::default(),
+            slipped: None,
+            refusal: None,
             options: Options::default(),
             tally: Tally::default(),
             offer: Offer::default(),
@@ -377,6 +395,9 @@ impl Frontend {
             // What the last connection left: a kernel that comes back waits for the end of that before it looks.
             (Phase::Initialising, 6) if self.returning => {}
             (Phase::Initialising | Phase::Offered | Phase::Connected, 5 | 6) => {
+                if self.phase == Phase::Offered {
+                    self.refused();
+                }
                 self.phase = Phase::Draining;
                 self.workload = None;
                 self.wanted.clear();
@@ -419,22 +440,26 @@ impl Frontend {
         let (guest, backend, devid, layout) = (self.guest, self.backend, self.devid, self.options.layout);
         let geometry = Geometry { guest, backend, devid, layout, order };
         let link = Link::new(&self.world, self.random.fork(), &geometry);
-        let written = self.client.together(|store| {
-            let put = |key: &str, value: u32| store.write(&format!("{}/{key}", self.dir), &value.to_string());
-            if order == 0 {
-                put("ring-ref", link.grants[0].0)?;
-            } else {
-                put("ring-page-order", order)?;
-                for (i, grant) in link.grants.iter().enumerate() {
-                    put(&format!("ring-ref{i}"), grant.0)?;
-                }
-            }
-            put("event-channel", link.port.0)?;
-            put("feature-persistent", u32::from(self.persistent()))?;
-            store.write(&format!("{}/protocol", self.dir), layout.protocol())
-        });
+        let mut keys: Vec<(String, String)> = Vec::new();
+        let mut put = |key: &str, value: u32| keys.push((key.into(), value.to_string()));
+        if order == 0 {
+            put("ring-ref", link.grants[0].0);
+        } else {
+            put("ring-page-order", order);
+            link.grants.iter().enumerate().for_each(|(i, grant)| put(&format!("ring-ref{i}"), grant.0));
+        }
+        put("event-channel", link.port.0);
+        put("feature-persistent", u32::from(self.persistent()));
+        keys.push(("protocol".into(), layout.protocol().into()));
         self.link = Some(link);
         self.phase = Phase::Offered;
+        self.slipped = self.options.slip.take();
+        if let Some(slip) = self.slipped {
+            return self.slip(slip, keys);
+        }
+        let written = self.client.together(|store| {
+            keys.iter().try_for_each(|(key, value)| store.write(&format!("{}/{key}", self.dir), value))
+        });
         if written.is_ok() {
             self.state(state);
         }
@@ -448,13 +473,30 @@ impl Frontend {
         self.look();
         let knows = if self.options.style.jumps() { 0 } else { self.options.indirect };
         let segments = knows.min(self.offer.indirect).max(SEGMENTS_MAX);
-        let persistent = self.persistent() && self.back("feature-persistent") == Some(1);
-        let link = self.link.as_mut().expect("offered one");
-        (link.segments_max, link.persistent) = (segments, persistent);
+        let offers = self.persistent() || self.slipped == Some(Slip::FeatureChanged);
+        let persistent = offers && self.back("feature-persistent") == Some(1);
+        let shares_ids = self.options.shares_ids;
+        let link = self.link_mut();
+        (link.segments_max, link.persistent, link.shares_ids) = (segments, persistent, shares_ids);
         self.phase = Phase::Connected;
         self.tally.connects += 1;
         if !self.options.style.jumps() {
             self.state(4);
+        }
+        if !self.fits() {
+            self.close(Some(Style::Linux));
+        }
+    }
+
+    fn link_mut(&mut self) -> &mut Link {
+        self.link.as_mut().expect("offered one")
+    }
+
+    /// Removes what it offered: a number that is left would soon mean something else.
+    fn take_back(&self) {
+        let names = self.client.directory(&self.dir).unwrap_or_default();
+        for name in names.iter().filter(|name| name.starts_with("ring-") || *name == "event-channel") {
+            let _gone = self.client.remove(&format!("{}/{name}", self.dir));
         }
     }
 
@@ -482,6 +524,7 @@ impl Frontend {
     /// The backend is done with the ring; if it says so itself, everything can be taken back now.
     fn closed(&mut self, said: bool) {
         self.phase = Phase::Off;
+        self.script.end();
         if !said && self.in_flight() > 0 {
             self.world.excuse(self.guest);
         }
@@ -495,6 +538,7 @@ impl Frontend {
             }
         }
         if self.again.is_some() {
+            self.take_back();
             self.state(1);
             match self.options.style {
                 Style::Grub => {
@@ -528,6 +572,7 @@ impl Frontend {
         }
         self.workload = None;
         self.wanted.clear();
+        self.script.end();
         self.phase = Phase::Absent;
     }
 
@@ -670,7 +715,16 @@ impl Actor for Frontend {
             self.follow();
             return true;
         }
-        self.interrupt() || self.phase == Phase::Draining && self.drain() || self.submit() || self.retry_deferred()
+        self.interrupt()
+            || self.phase == Phase::Draining && self.drain()
+            || self.write_on()
+            || self.submit()
+            || self.retry_deferred()
+    }
+
+    fn timer(&self) -> Option<Instant> {
+        let writes = !self.silent && matches!(self.phase, Phase::Offered | Phase::Connected);
+        self.script.due().filter(|_| writes)
     }
 
     fn name(&self) -> String {

@@ -103,14 +103,22 @@ impl Kit<'_> {
     /// The same with the segments in a page.
     pub fn indirect(&mut self, op: u8, segments: &[Segment]) -> Made {
         let table = self.pages.page(self.random);
-        self.describe(table, segments);
-        let grant = self.lend(table, Kind::ReadOnly);
-        let sector = self.place(length(segments).min(self.sectors));
-        let body = Body::Indirect { count: segments.len() as u16, pages: vec![grant] };
-        Made { entry: self.entry(op, sector, body), own: vec![grant] }
+        // A backend keeps no pages of a guest that grants one for reading only.
+        let kind = if self.pages.is_keeping() { Kind::Fine } else { Kind::ReadOnly };
+        let grant = self.lend(table, kind);
+        Made { own: vec![grant], ..self.indirect_by(op, table, grant, segments) }
     }
 
-    fn describe(&mut self, table: usize, segments: &[Segment]) {
+    /// The same with this page, which is granted already.
+    pub fn indirect_by(&mut self, op: u8, table: usize, grant: GrantRef, segments: &[Segment]) -> Made {
+        self.describe(table, segments);
+        let sector = self.place(length(segments).min(self.sectors));
+        let body = Body::Indirect { count: segments.len() as u16, pages: vec![grant] };
+        Made { entry: self.entry(op, sector, body), own: Vec::new() }
+    }
+
+    /// Writes descriptors into a page.
+    pub fn describe(&mut self, table: usize, segments: &[Segment]) {
         for (i, segment) in segments.iter().take(512).enumerate() {
             self.pages.write(table, 8 * i, &segment.encode());
         }

@@ -90,6 +90,11 @@ impl Book {
         self.groups.values().any(|group| group.names.contains(&grant))
     }
 
+    /// Whether this grant ends with somebody in flight.
+    pub fn owns(&self, grant: GrantRef) -> bool {
+        self.groups.values().any(|group| group.own.contains(&grant))
+    }
+
     /// An answer. The marks of requests that are settled with it are handed out.
     pub fn answer(
         &mut self,
@@ -162,10 +167,8 @@ impl Group {
     }
 
     fn expose(&mut self, pages: &mut Pages) {
-        for grant in &self.into {
-            if let Some(page) = pages.under(*grant)
-                && !self.exposed.contains(&page)
-            {
+        for page in self.into.iter().flat_map(|grant| pages.writable_under(*grant)).collect::<Vec<_>>() {
+            if !self.exposed.contains(&page) {
                 self.exposed.push(page);
                 pages.expose(&[page]);
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::blkif::{SEGMENTS_MAX, op};
 use crate::hostile::asks::{Fields, Made, fits};
-use crate::hostile::guest::{Flicker, Hostile, Later, Phase, Place};
+use crate::hostile::guest::{Flicker, Hostile, Later, Options, Phase, Place};
 use crate::hostile::judge::judge;
 use crate::hostile::keys::Outcome;
 use crate::hostile::pages::Kind;
@@ -51,7 +51,7 @@ impl Hostile {
 
     fn pause(&mut self) {
         let pause = self.random.pick(&[0, 0, 0, 0, 0, 1, 50, 1000, 20_000]);
-        self.next_at = self.now() + Duration::from_micros(pause);
+        self.next_at = self.next_at.max(self.now() + Duration::from_micros(pause));
     }
 
     /// All is done: what is in flight is awaited, then it goes.
@@ -113,7 +113,9 @@ impl Hostile {
             1 => self.random.next() as u32,
             _ => 0,
         };
-        let draw = if self.options.crowd { 15 } else { self.random.below(16) };
+        let Options { keeper, hoards, crowd, .. } = self.options;
+        self.options.keeps = keeper || hoards || self.random.one_in(2);
+        let draw = if crowd || keeper || hoards { 15 } else { self.random.below(16) };
         if self.options.crowd {
             self.options.order = 4;
         }
@@ -184,8 +186,16 @@ impl Hostile {
     }
 
     fn deed(&mut self) {
+        if self.options.hoards {
+            return self.hoard();
+        }
         if self.options.crowd {
             return self.crowd();
+        }
+        // A guest of which one page cannot be kept has none kept from there on, and most of what else it does is of that kind.
+        if self.is_keeping() && (self.options.keeper || self.random.one_in(2)) {
+            self.keep();
+            return self.publish();
         }
         match self.random.below(100) {
             0..50 => self.requests(),

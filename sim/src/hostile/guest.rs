@@ -42,13 +42,30 @@ pub struct Options {
     pub deeds: u32,
     /// It does nothing but fill the largest rings with the largest requests.
     pub crowd: bool,
+    /// It lets the backend keep its pages mapped.
+    pub keeps: bool,
+    /// It does nothing but what there is to do about such pages.
+    pub keeper: bool,
+    /// It does nothing but name more pages than can be kept.
+    pub hoards: bool,
     /// It has the grant table and the faults of the world to itself.
     pub alone: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { abi: Abi::Wide, order: 0, start: 0, soft: false, deeds: 0, crowd: false, alone: true }
+        Options {
+            abi: Abi::Wide,
+            order: 0,
+            start: 0,
+            soft: false,
+            deeds: 0,
+            crowd: false,
+            keeps: false,
+            keeper: false,
+            hoards: false,
+            alone: true,
+        }
     }
 }
 
@@ -127,6 +144,13 @@ pub struct Hostile {
     pub(super) pages: Pages,
     pub(super) stock: Vec<GrantRef>,
     pub(super) odd: Odd,
+    /// A descriptor page of many requests.
+    pub(super) table: Option<GrantRef>,
+    /// References of a hoard, and how many times one was used.
+    pub(super) hoard: Vec<GrantRef>,
+    pub(super) hoarded: usize,
+    /// It went while pages of it were mapped.
+    pub(super) left_mapped: bool,
     pub(super) link: Option<Link>,
     pub(super) phase: Phase,
     pub(super) env: Env,
@@ -212,6 +236,10 @@ impl Hostile {
             pages,
             stock,
             odd,
+            table: None,
+            hoard: Vec::new(),
+            hoarded: 0,
+            left_mapped: false,
             link: None,
             phase: Phase::Absent,
             env,
@@ -295,6 +323,7 @@ impl Hostile {
 
     /// Nobody has written where nobody may, and nothing of an honest guest's is here.
     pub fn audit(&mut self) {
+        self.kept();
         let wild = self.link.as_ref().is_some_and(|link| link.wild);
         if let Err(why) = self.pages.audit()
             && !wild
@@ -326,7 +355,8 @@ impl Hostile {
 
     pub(super) fn offerer(&self) -> Offerer<'_> {
         let Hostile { world, client, guest, backend, dir, .. } = self;
-        Offerer { world, client, guest: *guest, backend: *backend, dir, abi: self.options.abi }
+        let Options { abi, keeps, .. } = self.options;
+        Offerer { world, client, guest: *guest, backend: *backend, dir, abi, keeps }
     }
 
     /// Says a state, if there is still a place to say it.
@@ -392,7 +422,8 @@ impl Hostile {
 
     /// Makes a ring and offers it, with something wrong about it or not, and says `state`.
     pub(super) fn offer(&mut self, wrong: Option<Key>, state: u8) {
-        let Options { abi, order, start, .. } = self.options;
+        let Options { abi, order, start, keeps, .. } = self.options;
+        self.pages.begin(keeps);
         self.env.layout = abi.layout();
         let ring = Ring::new(&self.world, self.guest, self.backend, abi.layout(), order, start);
         let mut random = self.random.fork();
@@ -416,6 +447,7 @@ impl Hostile {
         if self.pages.is_switching() {
             self.pages.switch(false);
         }
+        self.leaves_mapped();
         let own = format!("n{}", self.guest.0);
         for node in [format!("{}/state", self.dir), self.dir.clone()] {
             let _gone = self.client.permit(&node, &[&own, &format!("r{}", self.backend.0)]);
@@ -551,6 +583,7 @@ impl Hostile {
             Phase::Leaving(since) => {
                 let closed = back == Some(6) && unmapped;
                 if closed {
+                    self.nothing_is_kept();
                     self.release();
                     self.again();
                 } else if self.late(since) {

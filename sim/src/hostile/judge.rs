@@ -77,6 +77,11 @@ pub fn judge(entry: &[u8], env: &Env, pages: &Pages) -> Verdict {
             let tables = entry[at..at + 4 * usize::from(count).div_ceil(SEGMENTS_PER_PAGE)].chunks(4);
             let tables: Vec<u32> = tables.map(|raw| u32::from_le_bytes(raw.try_into().expect("four bytes"))).collect();
             verdict.names.extend(&tables);
+            if tables.iter().any(|table| pages.stand(*table) == Stand::Either) {
+                // What is read there is whatever the page, which has other uses now, holds by then.
+                verdict.into = pages.granted();
+                return Verdict { allowed: vec![status::OKAY, status::ERROR], ..verdict };
+            }
             let Some(segments) = descriptors(&tables, count, pages) else {
                 return Verdict { allowed: error, ..verdict };
             };
@@ -125,12 +130,15 @@ fn transfer(
         verdict.into.extend(segments.iter().map(|segment| segment.grant.0));
     }
     let wrong = |segment: &Segment| match pages.stand(segment.grant.0) {
-        Stand::Fine => false,
+        Stand::Fine | Stand::Either => false,
         Stand::ReadOnly => !write,
         Stand::Refused => true,
     };
     if segments.iter().any(wrong) {
         return vec![status::ERROR];
+    }
+    if segments.iter().any(|segment| pages.stand(segment.grant.0) == Stand::Either) {
+        return vec![status::OKAY, status::ERROR];
     }
     if fits(env.sectors_min) { okay(env) } else { vec![status::OKAY, status::ERROR] }
 }

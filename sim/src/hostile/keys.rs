@@ -35,10 +35,13 @@ pub struct Offerer<'a> {
     pub dir: &'a str,
     /// How it says its layout.
     pub abi: Abi,
+    /// The backend may keep pages mapped.
+    pub keeps: bool,
 }
 
 /// The keys an offer may consist of, to be taken back before another.
-const KEYS: &[&str] = &["ring-ref", "ring-page-order", "event-channel", "protocol", "multi-queue-num-queues"];
+const KEYS: &[&str] =
+    &["ring-ref", "ring-page-order", "event-channel", "protocol", "multi-queue-num-queues", "feature-persistent"];
 
 impl Abi {
     /// The layout a backend is to read.
@@ -63,6 +66,9 @@ impl Offerer<'_> {
             Abi::Wide => nodes.push(("protocol".into(), "x86_64-abi".into())),
             Abi::Narrow => nodes.push(("protocol".into(), "x86_32-abi".into())),
             Abi::Unsaid => {}
+        }
+        if self.keeps {
+            nodes.push(("feature-persistent".into(), "1".into()));
         }
         let outcome = wrong.map_or(Outcome::Served, |key| self.spoil(key, ring, &mut nodes, random));
         self.take_back();

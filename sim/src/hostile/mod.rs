@@ -11,6 +11,7 @@
 //! - [`book`]: requests in flight, each to be answered once
 //! - [`asks`]: its requests
 //! - [`keys`]: its offers
+//! - [`keeps`]: pages that stay mapped
 //! - [`guest`]: the guest itself; `deeds` and `steps`: what it does of its own
 
 pub mod asks;
@@ -18,6 +19,7 @@ pub mod book;
 mod deeds;
 pub mod guest;
 pub mod judge;
+pub mod keeps;
 pub mod keys;
 pub mod pages;
 pub mod ring;

@@ -16,6 +16,8 @@ pub enum Stand {
     Fine,
     /// Only for reading.
     ReadOnly,
+    /// No; but it may be mapped from before.
+    Either,
     /// No.
     Refused,
 }
@@ -56,6 +58,10 @@ pub struct Pages {
     deferred: Vec<GrantRef>,
     spare: Vec<usize>,
     switching: bool,
+    /// The backend was told that it may keep pages mapped.
+    keeping: bool,
+    /// What was mapped under a reference as that came to mean something else, or nothing, in this connection.
+    before: BTreeMap<u32, Vec<usize>>,
 }
 
 /// Somebody who is not in any story: grants to it are of no use to a backend.
@@ -73,7 +79,46 @@ impl Pages {
             deferred: Vec::new(),
             spare: Vec::new(),
             switching: false,
+            keeping: false,
+            before: BTreeMap::new(),
         }
+    }
+
+    /// A connection begins in which the backend may keep pages mapped, or may not.
+    pub fn begin(&mut self, keeping: bool) {
+        self.keeping = keeping;
+        self.before.clear();
+    }
+
+    /// Whether it may in this one.
+    pub fn is_keeping(&self) -> bool {
+        self.keeping
+    }
+
+    /// Whether the backend has the page under this reference mapped.
+    pub fn is_mapped(&self, grant: GrantRef) -> bool {
+        self.world.in_use(self.guest, grant)
+    }
+
+    /// References whose pages the backend has mapped.
+    pub fn mapped(&self) -> usize {
+        let all = self.grants.keys().map(|grant| GrantRef(*grant)).chain(self.deferred.iter().copied());
+        all.filter(|grant| self.is_mapped(*grant)).count()
+    }
+
+    /// What is under this reference now may stay mapped for the rest of the connection.
+    fn note(&mut self, grant: GrantRef, page: usize) {
+        if self.is_mapped(grant) {
+            self.before.entry(grant.0).or_default().push(page);
+        }
+    }
+
+    /// Puts another page under a reference, mapped or not.
+    pub fn lend_other(&mut self, grant: GrantRef, page: usize) {
+        let Some(held) = self.grants.get_mut(&grant.0) else { return };
+        let old = std::mem::replace(&mut held.page, page);
+        self.note(grant, old);
+        self.world.lend_other(self.guest, grant, &self.pages[page].page);
     }
 
     /// A page of content of our own, not granted to anybody.
@@ -107,7 +152,10 @@ impl Pages {
 
     /// Ends a grant. One that is in use ends later.
     pub fn revoke(&mut self, grant: GrantRef) {
-        if self.grants.remove(&grant.0).is_some() && self.world.reclaim(self.guest, grant).is_err() {
+        if let Some(held) = self.grants.remove(&grant.0)
+            && self.world.reclaim(self.guest, grant).is_err()
+        {
+            self.note(grant, held.page);
             self.deferred.push(grant);
         }
     }
@@ -130,6 +178,8 @@ impl Pages {
     pub fn balloon(&mut self, grant: GrantRef) {
         if let Some(held) = self.grants.get_mut(&grant.0) {
             held.kind = Kind::Gone;
+            let page = held.page;
+            self.note(grant, page);
             self.world.spoil(self.guest, grant);
         }
     }
@@ -147,12 +197,14 @@ impl Pages {
 
     /// What Xen would say of this reference now.
     pub fn stand(&self, grant: u32) -> Stand {
-        match self.grants.get(&grant).map(|held| held.kind) {
+        let anew = match self.grants.get(&grant).map(|held| held.kind) {
             _ if self.switching => Stand::Refused,
             Some(Kind::Fine) => Stand::Fine,
             Some(Kind::ReadOnly) => Stand::ReadOnly,
             Some(Kind::Other | Kind::Gone) | None => Stand::Refused,
-        }
+        };
+        let mapped = self.before.contains_key(&grant) || self.switching && self.is_mapped(GrantRef(grant));
+        if mapped && anew != Stand::Fine { Stand::Either } else { anew }
     }
 
     /// The page under a reference.
@@ -160,9 +212,15 @@ impl Pages {
         self.grants.get(&grant).map(|held| held.page)
     }
 
-    /// All references that are granted.
+    /// The pages that a backend may write to by this reference.
+    pub fn writable_under(&self, grant: u32) -> Vec<usize> {
+        let now = self.grants.get(&grant).filter(|held| held.kind != Kind::ReadOnly).map(|held| held.page);
+        self.before.get(&grant).into_iter().flatten().copied().chain(now).collect()
+    }
+
+    /// All references that are granted, or under which something is mapped.
     pub fn granted(&self) -> Vec<u32> {
-        self.grants.keys().copied().collect()
+        self.grants.keys().chain(self.before.keys()).copied().collect()
     }
 
     /// Requests that may write to these pages are in flight.

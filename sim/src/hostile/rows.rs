@@ -22,6 +22,8 @@ macro_rules! rows {
     };
 }
 
+pub(crate) use rows;
+
 /// The same for requests, which are made by guests of every layout: a mark for each.
 macro_rules! asks {
     ($($row:ident $name:literal,)*) => {
@@ -155,6 +157,23 @@ rows! {
     Foreign "a page of a third domain",
     Version "the table changes its version",
     TableBad "a descriptor page that is not granted",
+}
+
+rows! {
+    /// What is done about pages that stay mapped from one request to the next.
+    Keep, "kept":
+    Stays "used again and again under one reference",
+    Revoked "access ended while the page is mapped",
+    Reused "the reference given another page while the old one is mapped",
+    Ballooned "ballooned out while mapped",
+    ReadOnly "granted for reading only",
+    TwiceInOne "one reference in several segments of a request",
+    TwoReferences "one page under two references",
+    Table "a descriptor page that stays mapped and is written over",
+    RingFull "more references than a ring may keep",
+    AllFull "more references than all rings may keep",
+    Disconnected "disconnected with pages mapped",
+    Died "died with pages mapped",
 }
 
 rows! {

@@ -8,6 +8,7 @@ use xen::port::DomId;
 use crate::blkback;
 use crate::disk::{Disk, Model};
 use crate::fault::{self, Fault};
+use crate::frontend::slips::Slip;
 use crate::frontend::{Phase, Style, Workload};
 use crate::run::{DRIVER, Run, SharedFrontend};
 use crate::stage::{Stage, XVDA};
@@ -128,6 +129,8 @@ fn appear(stage: &mut Stage, guest: &mut Guest) {
         front.options.style = stage.run.random.pick(&[Style::Linux, Style::Linux, Style::Resumed]);
         front.options.abrupt = stage.run.random.one_in(2);
         front.options.errors = true;
+        front.options.shares_ids = stage.run.random.one_in(3);
+        front.options.slip = Some(Slip::any(&mut stage.run.random)).filter(|_| stage.run.random.one_in(3));
     }
     stage.run.toolstack.borrow_mut().attach(&vbd);
     (guest.front, guest.vbd) = (Some(new.front), Some(vbd));

@@ -16,8 +16,9 @@ use crate::fault::{self, Fault};
 use crate::frontend::Workload;
 use crate::gpt;
 use crate::hostile::guest::Hostile;
+use crate::hostile::keeps::KEPT_OF_ALL;
 use crate::hostile::pages::clean;
-use crate::hostile::rows::{Abi, Load, Step};
+use crate::hostile::rows::{Abi, Keep, Load, Step};
 use crate::journal;
 use crate::marks;
 use crate::run::{Baseline, DRIVER};
@@ -35,6 +36,8 @@ const HONEST: u16 = 6;
 const HOSTILE: u16 = 20;
 /// Hostile disks in a crowd.
 const CROWD: u32 = 6;
+/// The same in one that hoards: together more than can be kept of all.
+const HOARDERS: u32 = 9;
 
 /// How long hostile guests may go on, in time of the world.
 const LONG: Duration = Duration::from_secs(600);
@@ -66,6 +69,8 @@ struct Scene {
     bad: Vec<Bad>,
     grace: Rc<Cell<Instant>>,
     attaches: u64,
+    /// The most pages of others that were mapped at once, beside those of rings.
+    kept_max: usize,
 }
 
 /// Plays the world of this seed.
@@ -101,7 +106,7 @@ impl Scene {
             );
         }
         let grace = Rc::new(Cell::new(Instant(0)));
-        Scene { stage, clean, lower, honest: Vec::new(), bad: Vec::new(), grace, attaches: 0 }
+        Scene { stage, clean, lower, honest: Vec::new(), bad: Vec::new(), grace, attaches: 0, kept_max: 0 }
     }
 
     /// Attaches all disks, the honest ones first.
@@ -122,6 +127,7 @@ impl Scene {
             self.honest.push(guest);
         }
         let crowd = self.stage.run.random.one_in(24);
+        let hoard = crowd && self.stage.run.random.one_in(3);
         let guests = if crowd { 1 } else { self.stage.run.random.between(1, 2) };
         for i in 0..guests {
             let id = DomId(HOSTILE + i as u16);
@@ -130,9 +136,11 @@ impl Scene {
             let shrinks = self.lower == Lower::Shrinking;
             let part = if shrinks { 3 - i } else { 2 + i };
             let part = Some(part).filter(|_| crowd || shrinks || self.stage.run.random.one_in(2));
-            for disk in 0..if crowd { CROWD } else { 1 } {
+            let disks = if hoard { HOARDERS } else { CROWD };
+            for disk in 0..if crowd { disks } else { 1 } {
                 let part = part.filter(|_| disk == 0);
-                self.let_in(id, XVDA + 16 * disk, part, crowd, guests == 1 && !crowd);
+                let bad = self.let_in(id, XVDA + 16 * disk, part, crowd, guests == 1 && !crowd);
+                bad.borrow_mut().options.hoards = hoard;
             }
         }
         if crowd {
@@ -147,7 +155,7 @@ impl Scene {
     }
 
     /// A hostile disk.
-    fn let_in(&mut self, id: DomId, devid: u32, part: Option<u64>, crowd: bool, alone: bool) {
+    fn let_in(&mut self, id: DomId, devid: u32, part: Option<u64>, crowd: bool, alone: bool) -> Rc<RefCell<Hostile>> {
         let run = &mut self.stage.run;
         let random = run.random.fork();
         let mut hostile = Hostile::new(&run.store, &run.world, random, id, devid, DRIVER);
@@ -165,7 +173,8 @@ impl Scene {
         let vbd = Vbd { devid, kind, writable: !run.random.one_in(4), ..Vbd::new(DRIVER, id, &target) };
         run.toolstack.borrow_mut().attach(&vbd);
         self.attaches += 1;
-        self.bad.push(Bad { hostile, vbd, part });
+        self.bad.push(Bad { hostile: hostile.clone(), vbd, part });
+        hostile
     }
 
     /// All do what they do; the toolstack interferes.
@@ -181,8 +190,22 @@ impl Scene {
             self.destroy_one();
         } else {
             let bad: Vec<_> = self.bad.iter().map(|bad| bad.hostile.clone()).collect();
-            let over = self.stage.run.until(LONG, |_| bad.iter().all(|bad| bad.borrow().is_over()));
+            let (mut kept_max, rings) = (0, 16 * (self.attaches as usize + 1));
+            let over = self.stage.run.until(LONG, |run| {
+                kept_max = kept_max.max(run.world.holdings(DRIVER).mappings.saturating_sub(rings));
+                bad.iter().all(|bad| bad.borrow().is_over())
+            });
             assert!(over, "{}\n{}", tell(&bad), self.stage.run.scene());
+            self.kept_max = kept_max;
+        }
+        assert!(
+            self.kept_max <= KEPT_OF_ALL,
+            "{} pages of guests are mapped, {KEPT_OF_ALL} are the most",
+            self.kept_max
+        );
+        // Some of the pages that were taken off are no rings' in truth.
+        if self.kept_max + 16 * (self.attaches as usize + 1) >= KEPT_OF_ALL {
+            marks::hit(Keep::AllFull.mark());
         }
         self.honest_are_served();
         self.look_for_secrets();
@@ -221,6 +244,8 @@ impl Scene {
     fn destroy_one(&mut self) {
         let id = DomId(HOSTILE);
         let flying = self.bad.iter().any(|bad| bad.vbd.guest == id && bad.hostile.borrow().in_flight() > 0);
+        let kept: usize =
+            self.bad.iter().filter(|bad| bad.vbd.guest == id).map(|bad| bad.hostile.borrow().kept()).sum();
         if self.stage.run.random.one_in(2) {
             self.stage.run.world.destroy(id);
         }
@@ -234,6 +259,9 @@ impl Scene {
         self.grace.set(Instant(0));
         if flying {
             marks::hit(Step::Destroyed.mark());
+        }
+        if kept > 0 {
+            marks::hit(Keep::Died.mark());
         }
         let next = self.stage.on_ram(id, PART);
         self.stage.attach(&next);

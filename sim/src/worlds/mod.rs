@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`honest`], [`clumsy`], [`hostile`]: what happens in a world of each kind
 //! - [`liar`]: some of the clumsy ones: a lower backend that lies
+//! - [`slips`]: some of the clumsy ones: frontends that write their keys late, twice, or half
 //! - [`vchan`]: some of the hostile ones: clients of vchans
 //! - [`messages`]: some of the clumsy ones: clients of the control plane
 //! - [`report`]: what a world was made of, to be added up
@@ -13,6 +14,7 @@ pub mod hostile;
 pub mod liar;
 pub mod messages;
 pub mod report;
+pub mod slips;
 pub mod vchan;
 
 pub use report::Report;
@@ -49,6 +51,7 @@ pub fn play(kind: Kind, seed: u64) -> Report {
         Kind::Clumsy if seed.is_multiple_of(2) => liar::play(seed),
         // Every fourth of the others.
         Kind::Clumsy if seed % 8 == 1 => messages::play(seed),
+        Kind::Clumsy if seed % 8 == 3 => slips::play(seed),
         Kind::Clumsy => clumsy::play(seed),
         // Every eighth one.
         Kind::Hostile if seed.is_multiple_of(8) => vchan::play(seed),
