@@ -65,6 +65,7 @@ sim: setup
 # Power cuts, more of them than the ordinary tests have.
 crash:
 	SEEDS=200 DRAWS=20 cargo test --locked --release -p sim --test crash --test vhd -- --nocapture
+	SEEDS=60 DRAWS=10 cargo test --locked --release -p sim --test vhd_tool -- --nocapture
 
 # What image formats cost, in instructions.
 bench-formats: setup

@@ -278,6 +278,44 @@ fn chains_hold_what_was_written() {
     seeds(0..120, model);
 }
 
+/// Without its bit a sector would be the parent's, and trimmed below it would be the store's: there is nothing to give back.
+#[test]
+fn where_a_parent_has_data_a_discard_leaves_the_leafs() {
+    let mut random = Random::new(11);
+    let shelf = Shelf::default();
+    let mut add = |name: &str, number: u8, form: Form<'_>| {
+        let slab = Slab::new(&used(200, &mut random), &mut random);
+        let new = New { id: [number; 16], sectors: 64, timestamp: 0, form };
+        finish(make(&slab, name, &new)).unwrap();
+        shelf.put(name, &slab);
+        slab
+    };
+    let base = add("base", 1, Form::Dynamic(8));
+    let leaf = add("leaf", 2, Form::Differencing(16, Parent { id: [1; 16], timestamp: 0, name: "base" }));
+    let below = shelf.open("base", false).unwrap();
+    finish(write(&below, 16, &fill(5).repeat(8))).unwrap();
+    finish(below.submit(Op::Flush, 0)).unwrap();
+    drop(below);
+    let parent = base.disk.borrow().bytes().to_vec();
+    let image = shelf.open("leaf", false).unwrap();
+    // Sectors 16 to 23 lie over the parent's, 24 to 31 over nothing; they are one block of the leaf.
+    finish(write(&image, 16, &fill(7).repeat(16))).unwrap();
+    finish(image.submit(Op::Flush, 0)).unwrap();
+    let discards = leaf.counts.borrow()[3];
+    for _ in 0..3 {
+        finish(image.submit(Op::Discard { sectors: 16 }, 16)).unwrap();
+        assert_eq!(finish(read(&image, 16, 8)).unwrap(), fill(7).repeat(8), "neither the parent's nor the store's");
+        assert_eq!(finish(read(&image, 24, 8)).unwrap(), fill(0).repeat(8));
+        finish(image.submit(Op::Flush, 0)).unwrap();
+    }
+    drop(image);
+    let image = shelf.open("leaf", true).unwrap();
+    assert_eq!(finish(read(&image, 16, 8)).unwrap(), fill(7).repeat(8), "and so it stays");
+    assert_eq!(finish(read(&image, 24, 8)).unwrap(), fill(0).repeat(8));
+    assert_eq!(leaf.counts.borrow()[3], discards, "the store is told of whole blocks alone");
+    assert_eq!(base.disk.borrow().bytes(), parent);
+}
+
 /// Opens what a power cut left, and looks at every sector.
 fn after(chain: &Chain, seed: u64, at: usize, first: &[u64], leaf: &[u8]) {
     let apart = chain.read_apart(leaf).unwrap_or_else(|why| panic!("seed {seed}, cut {at}: {why}"));

@@ -69,7 +69,7 @@ fn honest(disk: &mut Hostile, tape: &mut Random, number: u32) -> Option<Extent> 
         entry[0] |= 1;
         put(entry, 32, at);
         put(entry, 40, at + sectors - 1);
-        if i + 1 == number.into() {
+        if i + 1 == u64::from(number) {
             found = Some(Extent { start: at, sectors });
         }
         at += sectors;

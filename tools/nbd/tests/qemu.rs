@@ -155,5 +155,5 @@ fn a_child_is_written_and_its_parent_is_not() {
 fn snapshot(base: &str, leaf: &str) {
     use clap::Parser;
     let arguments = vhd::arguments::Arguments::parse_from(["vhd", "snapshot", leaf, base]);
-    vhd::commands::run(&arguments, &mut Vec::new()).unwrap();
+    vhd::commands::run(&arguments, None, &mut Vec::new()).unwrap();
 }

@@ -61,6 +61,11 @@ impl Host for Dom0 {
     }
 }
 
+/// Whether this is a machine with a xenstore to be asked.
+pub fn is_here() -> bool {
+    store::is_here()
+}
+
 /// All domains that xenstore knows, in the order of their numbers.
 pub fn domains(store: &mut Store) -> Result<Vec<Domain>, Failure> {
     let mut ids: Vec<u16> = store.list(HOMES)?.iter().filter_map(number::u16).collect();

@@ -12,7 +12,7 @@ SIZE is a number of bytes with K, M, G or T (powers of 1024), rounded up to whol
 
 An image is a file or a block device. Its parents are looked for in its own folder or volume group, whatever the image
 says of other places. What is written is locked, and refused while another process has it open for writing; so is what is
-checked. Nobody can know what another host does.
+checked. Of a logical volume all storage domains of this host are asked. Nobody can know what another host does.
 
 Exit status: 0, or the error number of errno(3): 2 no such file, 16 in use, 22 wrong usage or a bad image, 28 no room.";
 
@@ -23,6 +23,12 @@ pub struct Arguments {
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
+    /// The storage domain that is meant, by name or number; else the only one
+    #[arg(long, global = true, value_name = "NAME|ID")]
+    pub domain: Option<String>,
+    /// A UNIX socket instead, as tapdisk and `tap-ctl serve` have it
+    #[arg(long, global = true, value_name = "PATH", conflicts_with = "domain")]
+    pub socket: Option<PathBuf>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -110,8 +116,11 @@ pub struct Snapshot {
     #[arg(long)]
     pub raw: bool,
     /// Another size of the disk than the parent's
-    #[arg(long, value_parser = size)]
+    #[arg(long, value_parser = size, conflicts_with = "minor")]
     pub size: Option<u64>,
+    /// The parent is what this minor of a storage domain has open: hold it, and let it go on on the new image
+    #[arg(long, value_name = "N")]
+    pub minor: Option<u16>,
     /// Even if there is an image on the block device
     #[arg(long)]
     pub force: bool,

@@ -7,13 +7,16 @@ mod parent;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use drivers::disk::{Device, SECTOR_BYTES};
+use drivers::disk::SECTOR_BYTES;
 use protocol::vhd::{Bad, Batmap, COOKIE, Code, Field, Footer, Header, Kind, TAP_VERSION, geometry};
 use serde_json::{Value, json};
 
 use crate::disk::load;
 use crate::failure::Failure;
-use crate::store::FileStore;
+use crate::layout::HEADER_SECTORS;
+use crate::medium::Medium;
+use crate::structures::HOME;
+pub use parent::NAMES;
 
 /// Seconds that a clock may be behind the one an image was made by; blktap allows as many.
 const SLACK_SECONDS: u32 = 1800;
@@ -139,12 +142,12 @@ impl Report {
 }
 
 /// What is being checked.
-struct Checked<'a> {
-    store: &'a FileStore,
+struct Checked<'a, M> {
+    store: &'a M,
     options: Options,
     report: Report,
     footer: Footer,
-    /// Sectors of the store; the footer is in the last.
+    /// Sectors of the store; the footer is in the last. A file that has none would have it behind its end.
     sectors: u64,
     /// Stretches of metadata: first sector, end, what.
     metadata: Vec<(u64, u64, &'static str)>,
@@ -154,14 +157,15 @@ struct Checked<'a> {
 ///
 /// # Errors
 /// The store cannot be read. What is wrong with the image is in the report.
-pub fn check(store: &FileStore, options: Options) -> Result<Report, Failure> {
+pub fn check(store: &impl Medium, options: Options) -> Result<Report, Failure> {
     let mut report = Report::default();
     let sectors = store.info().sectors;
     if sectors < 2 {
         report.wrong(Who::Everyone, "footer", "no room for one");
         return Ok(report);
     }
-    let Some((footer, bytes)) = footers(store, sectors, &mut report)? else { return Ok(report) };
+    let Some((footer, bytes, at_end)) = footers(store, sectors, &mut report)? else { return Ok(report) };
+    let sectors = sectors + u64::from(!at_end && !store.is_device());
     let mut checked = Checked { store, options, report, footer, sectors, metadata: Vec::new() };
     checked.footer_fields(&bytes);
     match checked.footer.kind {
@@ -172,8 +176,8 @@ pub fn check(store: &FileStore, options: Options) -> Result<Report, Failure> {
     Ok(checked.report)
 }
 
-/// The footer that counts, with its bytes; none if there is none.
-fn footers(store: &FileStore, sectors: u64, report: &mut Report) -> Result<Option<(Footer, Vec<u8>)>, Failure> {
+/// The footer that counts, with its bytes and whether it is the one at the end; none if there is none.
+fn footers(store: &impl Medium, sectors: u64, report: &mut Report) -> Result<Option<(Footer, Vec<u8>, bool)>, Failure> {
     let (end, copy) = (load(store, sectors - 1, 1)?, load(store, 0, 1)?);
     let parse = |bytes: &[u8]| Footer::parse(bytes.first_chunk().expect("a sector"));
     let (at_end, at_begin) = (parse(&end), parse(&copy));
@@ -181,18 +185,18 @@ fn footers(store: &FileStore, sectors: u64, report: &mut Report) -> Result<Optio
         report.wrong(Who::Everyone, "footer", reason(bad));
     }
     match (at_end, at_begin) {
-        (Ok(footer), _) if footer.kind == Kind::Fixed => Ok(Some((footer, end))),
+        (Ok(footer), _) if footer.kind == Kind::Fixed => Ok(Some((footer, end, true))),
         (Ok(footer), Ok(_)) => {
             if end != copy {
                 report.wrong(Who::Everyone, "footer", "its copy at the beginning is another one");
             }
-            Ok(Some((footer, end)))
+            Ok(Some((footer, end, true)))
         }
         (Ok(footer), Err(bad)) => {
             report.wrong(Who::Everyone, "footer's copy", reason(bad));
-            Ok(Some((footer, end)))
+            Ok(Some((footer, end, true)))
         }
-        (Err(_), Ok(footer)) if footer.kind != Kind::Fixed => Ok(Some((footer, copy))),
+        (Err(_), Ok(footer)) if footer.kind != Kind::Fixed => Ok(Some((footer, copy, false))),
         (Err(_), other) => {
             if let Err(bad) = other
                 && copy[..8] == COOKIE
@@ -215,7 +219,7 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-impl Checked<'_> {
+impl<M: Medium> Checked<'_, M> {
     fn wrong(&mut self, who: Who, part: &'static str, text: impl fmt::Display) {
         self.report.wrong(who, part, text);
     }
@@ -275,6 +279,9 @@ impl Checked<'_> {
             }
         };
         self.header_fields(&header, &bytes);
+        if is_away(header_at, &header) {
+            self.wrong(Who::Blktap, "header", format_args!("at sector {header_at}, as while it is being changed"));
+        }
         let table_end = header.table_at + header.table_sectors();
         if table_end > self.sectors - 1 {
             self.wrong(Who::Everyone, "table", format!("ends at sector {table_end} of {}", self.sectors));
@@ -362,6 +369,11 @@ impl Checked<'_> {
             .collect();
         clashes.iter().for_each(|text| self.wrong(Who::Everyone, "header", text));
     }
+}
+
+/// Whether a header is not where everybody has it, and could be: a change of it was cut off.
+pub fn is_away(header_at: u64, header: &Header) -> bool {
+    header_at != HOME && header.table_at >= HOME + HEADER_SECTORS
 }
 
 /// How large QEMU takes the disk for.

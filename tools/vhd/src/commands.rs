@@ -1,24 +1,27 @@
 //! What each command does, and what it prints.
 
-mod coalesce;
+pub mod coalesce;
 mod create;
-mod fields;
+pub mod fields;
 mod query;
-mod repair;
-mod resize;
+pub mod repair;
+pub mod resize;
+mod under;
 
 use std::io::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use protocol::vhd::{Footer, Header, Id, Kind};
+use protocol::vhd::{Footer, Id, Kind};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::{Value, json};
+use tap_ctl::host::Target;
 
 use crate::arguments::{Arguments, Check, Command};
 use crate::check::{Options, check};
-use crate::disk::{load, save, sync};
+use crate::disk::load;
+use crate::domains::{Role, none_has};
 use crate::failure::Failure;
 use crate::store::{Access, FileStore};
 use drivers::disk::Device;
@@ -26,21 +29,45 @@ use drivers::disk::Device;
 /// Seconds from 1970 to 2000.
 const YEAR_2000: u64 = 946_684_800;
 
-/// Does what the command line says.
+/// Does what the command line says. Storage domains are asked whether they have what is written, or read while nobody may
+/// write it.
 ///
 /// # Errors
 /// Why it could not be done.
-pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(arguments: &Arguments, domains: Option<&Target<'_>>, out: &mut dyn Write) -> Result<(), Failure> {
+    let none_has = |path: &Path, role| none_has(domains, path, role);
     let answer = match &arguments.command {
-        Command::Create(options) => create::create(options)?,
-        Command::Snapshot(options) => create::snapshot(options)?,
+        Command::Create(options) => {
+            none_has(&options.image, Role::Layer)?;
+            create::create(options)?
+        }
+        Command::Snapshot(options) => {
+            none_has(&options.image, Role::Layer)?;
+            match options.minor {
+                Some(minor) => under::snapshot(options, minor, domains)?,
+                None => create::snapshot(options)?,
+            }
+        }
         Command::Query(options) => query::query(options)?,
-        Command::Check(options) => return run_check(options, arguments.json, out),
-        Command::Repair { image } => repair::repair(image)?,
-        Command::Resize { image, size } => resize::resize(image, *size)?,
-        Command::Coalesce { image } => coalesce::coalesce(image)?,
+        Command::Check(options) => return run_check(options, domains, arguments.json, out),
+        Command::Repair { image } => {
+            none_has(image, Role::Leaf)?;
+            repair::repair(image)?
+        }
+        Command::Resize { image, size } => {
+            // Blocks may move, under whoever has an image above it.
+            none_has(image, Role::Layer)?;
+            resize::resize(image, *size)?
+        }
+        Command::Coalesce { image } => {
+            none_has(image, Role::Leaf)?;
+            coalesce::coalesce(image, &|parent| none_has(parent, Role::Leaf))?
+        }
         Command::Read { image, fields } => fields::read(image, fields)?,
-        Command::Set { image, field, value } => fields::set(image, *field, value)?,
+        Command::Set { image, field, value } => {
+            none_has(image, Role::Leaf)?;
+            fields::set(image, *field, value)?
+        }
         Command::Completions { .. } => Answer::default(),
     };
     answer.print(arguments.json, out)
@@ -68,7 +95,7 @@ impl Answer {
     }
 }
 
-fn run_check(options: &Check, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
+fn run_check(options: &Check, domains: Option<&Target<'_>>, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
     let access = if options.share { Access::Share } else { Access::Read };
     let how = Options { data: options.data, now: (!options.ignore_timestamps).then(now) };
     let (mut lines, mut values, mut failed) = (String::new(), Vec::new(), 0);
@@ -76,6 +103,9 @@ fn run_check(options: &Check, json: bool, out: &mut dyn Write) -> Result<(), Fai
         let mut next = Some(image.clone());
         let mut below = 0;
         while let Some(path) = next.take() {
+            if !options.share {
+                none_has(domains, &path, Role::Leaf)?;
+            }
             let store = FileStore::open(&path, access)?;
             let is_vhd = below == 0 || load(&store, store.info().sectors.saturating_sub(1), 1).is_ok_and(is_footer);
             if !is_vhd {
@@ -140,23 +170,6 @@ fn show_kind(kind: Kind) -> &'static str {
         Kind::Dynamic => "dynamic",
         Kind::Differencing => "differencing",
     }
-}
-
-/// Writes both footers, the copy first: the one at the end is the one that readers look at.
-fn save_footer(store: &FileStore, footer: &Footer) -> Result<(), Failure> {
-    if footer.kind != Kind::Fixed {
-        save(store, 0, &footer.encode())?;
-        sync(store)?;
-    }
-    save(store, store.info().sectors - 1, &footer.encode())?;
-    sync(store)
-}
-
-/// Writes a header where the footer says. Its two sectors are within one 4 KiB of the image.
-fn save_header(store: &FileStore, footer: &Footer, header: &Header) -> Result<(), Failure> {
-    let at = footer.header_at.unwrap_or(1);
-    save(store, at, &header.encode())?;
-    sync(store)
 }
 
 /// Makes names in a folder durable; of devices there is nothing to do.

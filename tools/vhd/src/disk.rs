@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use drivers::disk::{Device, Error, Op, Piece, SECTOR_BYTES, Store};
+use drivers::disk::{Device, Error, Op, Piece, SECTOR_BYTES};
 use drivers::format::joined::Joined;
 use drivers::format::vhd::Vhd;
 use drivers::format::vhd::open::{self, Image};
@@ -11,13 +11,14 @@ use protocol::mem::Memory;
 
 use crate::failure::Failure;
 use crate::folder::Folder;
+use crate::medium::Medium;
 use crate::store::{Access, FileStore};
 
 /// Sectors moved at once by long work: 1 MiB.
 pub const CHUNK_SECTORS: u64 = 2048;
 
 /// A chain as one disk.
-pub type Disk = Joined<Vhd<FileStore>>;
+pub type Disk<M = FileStore> = Joined<Vhd<M>>;
 
 /// Opens the chain of that image. Its parents are opened to be read, with `below`.
 ///
@@ -35,7 +36,7 @@ pub fn open(path: &Path, access: Access, below: Access) -> Result<Disk, Failure>
 ///
 /// # Errors
 /// What is wrong with them.
-pub fn image(store: &FileStore) -> Result<Image, Failure> {
+pub fn image(store: &impl Medium) -> Result<Image, Failure> {
     Ok(block_on(Image::read(store, &store.path().display().to_string()))?)
 }
 
@@ -94,7 +95,7 @@ fn take(disk: &impl Device, sector: u64, bytes: usize) -> Vec<Piece> {
 ///
 /// # Errors
 /// What the store says.
-pub fn load(store: &FileStore, sector: u64, sectors: u64) -> Result<Vec<u8>, Failure> {
+pub fn load(store: &impl Medium, sector: u64, sectors: u64) -> Result<Vec<u8>, Failure> {
     let mut bytes = vec![0; sectors as usize * SECTOR_BYTES];
     block_on(store.load(sector, &mut bytes)).map_err(|error| on(store, error))?;
     Ok(bytes)
@@ -104,7 +105,7 @@ pub fn load(store: &FileStore, sector: u64, sectors: u64) -> Result<Vec<u8>, Fai
 ///
 /// # Errors
 /// What the store says.
-pub fn save(store: &FileStore, sector: u64, bytes: &[u8]) -> Result<(), Failure> {
+pub fn save(store: &impl Medium, sector: u64, bytes: &[u8]) -> Result<(), Failure> {
     block_on(store.save(sector, bytes)).map_err(|error| on(store, error))
 }
 
@@ -112,11 +113,11 @@ pub fn save(store: &FileStore, sector: u64, bytes: &[u8]) -> Result<(), Failure>
 ///
 /// # Errors
 /// What the store says.
-pub fn sync(store: &FileStore) -> Result<(), Failure> {
+pub fn sync(store: &impl Medium) -> Result<(), Failure> {
     flush(store).map_err(|error| on(store, error))
 }
 
 /// An error of that store's.
-pub fn on(store: &FileStore, error: Error) -> Failure {
+pub fn on(store: &impl Medium, error: Error) -> Failure {
     Failure::of_disk(&store.path().display().to_string(), error)
 }

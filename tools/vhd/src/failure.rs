@@ -35,6 +35,11 @@ impl Failure {
         Failure { errno: error.errno().number(), text: format!("{name}: {error}") }
     }
 
+    /// The same, with what went wrong before; the number is that one's.
+    pub fn after(self, before: &Failure) -> Failure {
+        Failure { errno: before.errno, text: format!("{before}; and {self}") }
+    }
+
     /// What the program ends with: the error number, as vhd-util does.
     pub fn status(&self) -> u8 {
         u8::try_from(self.errno).ok().filter(|status| *status != 0).unwrap_or(5)

@@ -5,23 +5,22 @@ use embassy_futures::block_on;
 
 use crate::disk;
 use crate::failure::Failure;
-use crate::folder::Folder;
-use crate::store::{Access, FileStore};
+use crate::medium::Medium;
 
 /// A parent that was found, open to be read whatever others do.
-pub enum Parent {
+pub enum Parent<M> {
     /// Another image.
-    Vhd(FileStore),
+    Vhd(M),
     /// No image: all of it is the disk.
-    Raw(FileStore),
+    Raw(M),
 }
 
 /// The parent, if it is there and the one that the image was made on.
 ///
 /// # Errors
 /// Why none is.
-pub fn parent(store: &FileStore, image: &Image) -> Result<Parent, Failure> {
-    let folder = Folder::of(store.path(), Access::Share)?;
+pub fn parent<M: Medium>(store: &M, image: &Image) -> Result<Parent<M>, Failure> {
+    let folder = store.place()?;
     let wanted = image.header.as_ref().map(|header| header.parent).unwrap_or_default();
     let mut why = Failure::invalid(format_args!("{}: it has no name of its parent", store.path().display()));
     for name in block_on(image.parent_names(store)) {

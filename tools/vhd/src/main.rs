@@ -7,6 +7,10 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use rustix::io::Errno;
 
+use protocol::tapdisk::Dialect;
+use tap_ctl::arguments::CHANNEL;
+use tap_ctl::dom0::{self, Dom0};
+use tap_ctl::host::Target;
 use vhd::arguments::{Arguments, Command};
 use vhd::commands;
 
@@ -26,7 +30,16 @@ fn main() -> ExitCode {
         clap_complete::generate(*shell, &mut Arguments::command(), "vhd", &mut io::stdout());
         return ExitCode::SUCCESS;
     }
-    match commands::run(&arguments, &mut io::stdout()) {
+    // blktap's dialect is what `tap-ctl` speaks by default, and its channel.
+    let dom0 = Dom0 { dialect: Dialect::Blktap };
+    let domains = match &arguments.socket {
+        Some(path) => Some(Target::Socket(path.clone())),
+        None if arguments.domain.is_some() || dom0::is_here() => {
+            Some(Target::Domains { host: &dom0, asked: arguments.domain.as_deref(), channel: CHANNEL })
+        }
+        None => None,
+    };
+    match commands::run(&arguments, domains.as_ref(), &mut io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("vhd: {failure}");

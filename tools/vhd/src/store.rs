@@ -16,6 +16,8 @@ use rustix::io::Errno;
 use xen::page::{PAGE_BYTES, PageRef};
 
 use crate::failure::Failure;
+use crate::folder::Folder;
+use crate::medium::Medium;
 use crate::users::{Identity, writer};
 
 /// Bytes written at once where a hole cannot be made.
@@ -131,36 +133,12 @@ impl FileStore {
         })
     }
 
-    /// What it was opened as.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Whether it is a block device, whose size is not ours to change.
-    pub fn is_device(&self) -> bool {
-        self.is_device
-    }
-
     /// Bytes that the file takes on its file system; of a device, all.
     pub fn allocated_bytes(&self) -> u64 {
         match self.file.metadata() {
             Ok(metadata) if !self.is_device => metadata.blocks() * 512,
             _ => self.sectors.get() * SECTOR_BYTES as u64,
         }
-    }
-
-    /// Makes a file end after so many sectors.
-    ///
-    /// # Errors
-    /// What the system says, or a device.
-    pub fn set_sectors(&self, sectors: u64) -> Result<(), Error> {
-        if self.is_device || !self.writable || sectors > SECTORS_MAX {
-            return Err(Error::Unsupported);
-        }
-        self.change()?;
-        self.file.set_len(sectors * SECTOR_BYTES as u64).map_err(|error| translate(&error))?;
-        self.sectors.set(sectors);
-        Ok(())
     }
 
     fn read_at(&self, sector: u64, bytes: &mut [u8]) -> Result<(), Error> {
@@ -307,6 +285,32 @@ impl Device for FileStore {
                 }
             }
         }
+    }
+}
+
+impl Medium for FileStore {
+    type Place = Folder;
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn is_device(&self) -> bool {
+        self.is_device
+    }
+
+    fn set_sectors(&self, sectors: u64) -> Result<(), Error> {
+        if self.is_device || !self.writable || sectors > SECTORS_MAX {
+            return Err(Error::Unsupported);
+        }
+        self.change()?;
+        self.file.set_len(sectors * SECTOR_BYTES as u64).map_err(|error| translate(&error))?;
+        self.sectors.set(sectors);
+        Ok(())
+    }
+
+    fn place(&self) -> Result<Folder, Failure> {
+        Folder::of(&self.path, Access::Share)
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use protocol::xenstore::{Event, HEADER_BYTES, Header, Kind, PAYLOAD_BYTES, Reason, names, parts, valid_path};
@@ -49,6 +50,11 @@ impl From<Failure> for No {
     fn from(failure: Failure) -> No {
         No::Broken(failure)
     }
+}
+
+/// Whether there is a way to a store.
+pub fn is_here() -> bool {
+    [DEVICE, SOCKET].iter().any(|path| Path::new(path).exists())
 }
 
 /// A connection to the store.

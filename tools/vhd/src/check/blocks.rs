@@ -6,6 +6,7 @@ use protocol::vhd::{ALIGN_SECTORS, Header, Kind, UNUSED, bitmap_sectors, bits};
 use super::{Checked, Who, is_zero};
 use crate::disk::load;
 use crate::failure::Failure;
+use crate::medium::Medium;
 use crate::progress::Progress;
 
 /// Sectors of the table that are read at once.
@@ -14,15 +15,17 @@ const TABLE_SECTORS: u64 = 512;
 /// Where blocks are, and their numbers.
 type Places = Vec<(u32, u32)>;
 
-impl Checked<'_> {
+impl<M: Medium> Checked<'_, M> {
     pub(super) fn blocks(&mut self, header: &Header, batmap: Option<&[u8]>) -> Result<(), Failure> {
         let Some(places) = self.table(header)? else { return Ok(()) };
         let (bitmap, stride) = sizes(header);
+        let table_end = header.batmap_at();
         let metadata_end = self.metadata.iter().map(|(_, end, _)| *end).max().unwrap_or(0);
         let mut last: Option<(u32, u32)> = None;
         for (at, block) in &places {
             let end = u64::from(*at) + stride;
-            if u64::from(*at) < metadata_end {
+            let on_metadata = |(from, to, _): &(u64, u64, _)| *from < end && u64::from(*at) < *to;
+            if self.metadata.iter().any(on_metadata) || u64::from(*at) < table_end {
                 self.wrong(Who::Everyone, "table", format_args!("block {block} at sector {at} lies on metadata"));
             }
             if end > self.sectors - 1 {
@@ -92,7 +95,7 @@ impl Checked<'_> {
         let mut progress = Progress::new(format!("check {name}"), places.len() as u64);
         for (done, (at, block)) in places.iter().enumerate() {
             progress.done(done as u64);
-            if u64::from(*at) + stride > self.sectors {
+            if u64::from(*at) + stride >= self.sectors {
                 continue;
             }
             let map = load(self.store, (*at).into(), bitmap)?;

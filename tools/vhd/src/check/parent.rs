@@ -8,12 +8,13 @@ use protocol::vhd::{Code, Header, Locator, TEXT_BYTES_MAX, file_name, locator_te
 use super::{Checked, SLACK_SECONDS, Who, reason};
 use crate::disk::{image, load};
 use crate::failure::Failure;
-use crate::folder::Folder;
-use crate::store::{Access, FileStore};
+use crate::medium::Medium;
 
 const PART: &str = "parent";
+/// What is wrong with the texts alone, which are written anew from the header's.
+pub const NAMES: &str = "parent's names";
 
-impl Checked<'_> {
+impl<M: Medium> Checked<'_, M> {
     pub(super) fn parent(&mut self, header: &Header) -> Result<(), Failure> {
         let late = self.options.now.map(|now| now.saturating_add(SLACK_SECONDS));
         if late.is_some_and(|late| header.parent_timestamp > late) {
@@ -43,7 +44,7 @@ impl Checked<'_> {
                 let last = file_name(&name).unwrap_or_default();
                 if last != own {
                     let text = format_args!("locator {number} names {last:?}, the header {own:?}");
-                    self.wrong(Who::Blktap, PART, text);
+                    self.wrong(Who::Blktap, NAMES, text);
                 }
                 names.push(name);
             }
@@ -97,7 +98,7 @@ impl Checked<'_> {
         match locator_text(locator.code, &load(self.store, at, sectors)?[..bytes], &mut text) {
             Ok(()) => Ok(Some(text.as_str().to_owned())),
             Err(reason) => {
-                self.wrong(Who::Everyone, PART, format_args!("locator {number}: {reason:?}"));
+                self.wrong(Who::Everyone, NAMES, format_args!("locator {number}: {reason:?}"));
                 Ok(None)
             }
         }
@@ -105,11 +106,10 @@ impl Checked<'_> {
 
     /// Looks for the parent by all its names.
     fn is_there(&mut self, header: &Header, names: &[String]) -> Result<(), Failure> {
-        let folder = Folder::of(self.store.path(), Access::Share)?;
+        let folder = self.store.place()?;
         let mut why = "it has no name".to_owned();
         for name in names {
-            let found: Result<(FileStore, String), _> = block_on(folder.parent(name));
-            match found {
+            match block_on(folder.parent(name)) {
                 Ok((_, path)) if header.parent == [0; 16] => {
                     self.report.parent = Some(path);
                     return Ok(());

@@ -10,13 +10,15 @@ use protocol::vhd::Kind;
 use serde_json::json;
 
 use super::Answer;
-use crate::disk::{CHUNK_SECTORS, flush, image, open, read, write};
+use crate::disk::{CHUNK_SECTORS, Disk, flush, image, open, read, write};
 use crate::failure::Failure;
 use crate::family::{Parent, parent};
+use crate::medium::Medium;
 use crate::progress::Progress;
 use crate::store::{Access, FileStore};
 
-pub(super) fn coalesce(path: &Path) -> Result<Answer, Failure> {
+/// `may` refuses a parent that others have.
+pub(super) fn coalesce(path: &Path, may: &dyn Fn(&Path) -> Result<(), Failure>) -> Result<Answer, Failure> {
     let child = FileStore::open(path, Access::Share)?;
     let its = image(&child)?;
     if its.footer.kind != Kind::Differencing {
@@ -24,6 +26,9 @@ pub(super) fn coalesce(path: &Path) -> Result<Answer, Failure> {
     }
     let below = parent(&child, &its)?;
     drop(child);
+    match &below {
+        Parent::Vhd(store) | Parent::Raw(store) => may(store.path())?,
+    }
     let (onto, sectors) = match &below {
         Parent::Vhd(store) => {
             (store.path().to_owned(), into(path, &open(store.path(), Access::Write, Access::Share)?)?)
@@ -40,9 +45,16 @@ pub(super) fn coalesce(path: &Path) -> Result<Answer, Failure> {
 
 /// Writes the image's own sectors into `parent` and says how many they were.
 fn into(path: &Path, parent: &impl Device) -> Result<u64, Failure> {
-    let name = path.display().to_string();
-    let failed = |error| Failure::of_disk(&name, error);
-    let child = open(path, Access::Read, Access::Share)?;
+    merge(&open(path, Access::Read, Access::Share)?, &path.display().to_string(), parent)
+}
+
+/// Writes the own sectors of a child, of that name, into its parent and says how many they were. Whoever reads through the
+/// child reads the same before, after and meanwhile: it has these sectors still.
+///
+/// # Errors
+/// What a disk says; EINVAL if the parent is smaller.
+pub fn merge(child: &Disk<impl Medium>, name: &str, parent: &impl Device) -> Result<u64, Failure> {
+    let failed = |error| Failure::of_disk(name, error);
     let (sectors, room) = (child.info().sectors, parent.info().sectors);
     if sectors > room {
         let text = format_args!("{name}: it has {sectors} sectors, its parent {room}: make that larger first");
@@ -58,7 +70,7 @@ fn into(path: &Path, parent: &impl Device) -> Result<u64, Failure> {
         };
         if matches!(extent, Extent::At { layer: 0, .. }) {
             bytes.resize(count as usize * SECTOR_BYTES, 0);
-            read(&child, at, &mut bytes).map_err(failed)?;
+            read(child, at, &mut bytes).map_err(failed)?;
             write(parent, at, &bytes).map_err(|error| Failure::of_disk(&format!("{name}: its parent"), error))?;
             own += count;
         }

@@ -14,6 +14,7 @@ use crate::arguments::{Create, Snapshot};
 use crate::disk::{image, load};
 use crate::failure::Failure;
 use crate::folder::Folder;
+use crate::medium::Medium;
 use crate::store::{Access, FileStore};
 
 pub(super) fn create(options: &Create) -> Result<Answer, Failure> {

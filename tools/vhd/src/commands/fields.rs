@@ -5,18 +5,19 @@ use std::path::Path;
 
 use clap::ValueEnum;
 use drivers::disk::SECTOR_BYTES;
-use drivers::format::vhd::open::Image;
+use drivers::format::vhd::open::{Image, Place};
 use embassy_futures::block_on;
 use protocol::number;
-use protocol::vhd::{Batmap, Code, Footer, Header, Locator, TEXT_BYTES_MAX, locator_bytes};
+use protocol::vhd::{Batmap, Code, Footer, Header, Id, Locator, TEXT_BYTES_MAX, locator_bytes};
 use serde_json::{Map, Value, json};
 
-use super::{Answer, save_footer, save_header, show_id, show_kind};
+use super::{Answer, show_id, show_kind};
 use crate::arguments::{Field, Settable};
 use crate::disk::{image, load, save, sync};
 use crate::failure::Failure;
-use crate::folder::Folder;
+use crate::medium::Medium;
 use crate::store::{Access, FileStore};
+use crate::structures::{save_footer, save_header};
 
 pub(super) fn read(path: &Path, fields: &[Field]) -> Result<Answer, Failure> {
     let store = FileStore::open(path, Access::Share)?;
@@ -42,7 +43,7 @@ pub(super) fn read(path: &Path, fields: &[Field]) -> Result<Answer, Failure> {
 }
 
 /// A field's value; none if an image of this kind has no such field.
-fn value(store: &FileStore, image: &Image, field: Field) -> Result<Option<Value>, Failure> {
+fn value(store: &impl Medium, image: &Image, field: Field) -> Result<Option<Value>, Failure> {
     let footer = &image.footer;
     let header = image.header.as_ref();
     Ok(Some(match field {
@@ -109,24 +110,37 @@ pub(super) fn set(path: &Path, field: Settable, value: &str) -> Result<Answer, F
     Ok(Answer::new("", json!({"image": path.display().to_string()})))
 }
 
-fn batmap(store: &FileStore, header: &Header) -> Result<Batmap, Failure> {
+fn batmap(store: &impl Medium, header: &Header) -> Result<Batmap, Failure> {
     let bytes = load(store, header.batmap_at(), 1)?;
     let batmap = Batmap::parse(bytes.first_chunk().expect("a sector"), header.entries);
     batmap.map_err(|bad| Failure::invalid(format_args!("{}: {bad}", store.path().display())))
 }
 
-/// Names another parent. The names come first: until the header is the new one, its own name still leads to the old.
-fn set_parent(store: &FileStore, image: &Image, name: &str) -> Result<(), Failure> {
+/// Sets the image's parent to another that holds the same.
+///
+/// # Errors
+/// What the store says; EINVAL for what is no child, or a name that has no room.
+pub fn set_parent(store: &impl Medium, image: &Image, name: &str) -> Result<(), Failure> {
     let invalid = |why: &str| Failure::invalid(format_args!("{}: {why}", store.path().display()));
-    let header = parent(image).ok_or_else(|| invalid("it is no differencing disk"))?;
-    let path = Folder::of(store.path(), Access::Share)?.path(name)?;
-    let other = crate::disk::image(&FileStore::open(&path, Access::Share)?)?.footer;
+    parent(image).ok_or_else(|| invalid("it is no differencing disk"))?;
+    let (other, _) = block_on(store.place()?.parent(name))?;
+    let other = crate::disk::image(&other)?.footer;
     if other.id == image.footer.id {
         return Err(invalid("no image is its own parent"));
     }
+    name_parent(store, image, (other.id, other.timestamp), name)
+}
+
+/// Names a parent. The names come first: until the header is the new one, its own name still leads to the old.
+///
+/// # Errors
+/// What the store says; EINVAL for what is no child, or a name that has no room.
+pub fn name_parent(store: &impl Medium, image: &Image, (id, timestamp): (Id, u32), name: &str) -> Result<(), Failure> {
+    let invalid = |why: &str| Failure::invalid(format_args!("{}: {why}", store.path().display()));
+    let header = parent(image).ok_or_else(|| invalid("it is no differencing disk"))?;
     let name = protocol::vhd::file_name(name).ok_or_else(|| invalid("not a name"))?;
     let refused = |reason| invalid(&format!("{name:?}: {reason:?}"));
-    let mut new = Header { parent: other.id, parent_timestamp: other.timestamp, ..*header };
+    let mut new = Header { parent: id, parent_timestamp: timestamp, ..*header };
     new.set_parent_name(name).map_err(refused)?;
     let mut texts = Vec::new();
     for locator in &mut new.locators {

@@ -13,6 +13,7 @@ use crate::arguments::Query;
 use crate::disk::{image, load};
 use crate::failure::Failure;
 use crate::family::{Parent, parent};
+use crate::medium::Medium;
 use crate::store::{Access, FileStore};
 
 pub(super) fn query(options: &Query) -> Result<Answer, Failure> {
@@ -67,7 +68,7 @@ fn path(path: &Path) -> Value {
 fn tell(
     store: &FileStore,
     image: &Image,
-    parent: Option<&Result<Parent, Failure>>,
+    parent: Option<&Result<Parent<FileStore>, Failure>>,
 ) -> Result<Map<String, Value>, Failure> {
     let footer = &image.footer;
     let mut value = Map::new();

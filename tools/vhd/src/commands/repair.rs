@@ -1,29 +1,27 @@
 //! Mending what a crash can leave: a footer that is not there (tapdisk takes it away while it writes), a copy that is
-//! another one, a batmap that is none.
+//! another one, a batmap that is none, a header that is not in its place, names that are not the parent's.
 
 use std::path::Path;
 
-use drivers::disk::{Device, SECTOR_BYTES};
-use protocol::vhd::{Batmap, Footer, Header, Kind};
+use drivers::disk::SECTOR_BYTES;
+use drivers::format::vhd::open::Place;
+use embassy_futures::block_on;
+use protocol::vhd::{Batmap, Footer, Header, Kind, TEXT_BYTES_MAX};
 use serde_json::json;
 
 use super::Answer;
-use crate::check::{Options, check};
-use crate::disk::{load, on, save, sync};
+use super::fields::name_parent;
+use crate::check::{NAMES, Options, Report, check, is_away};
+use crate::disk::{image, load, on, save, sync};
 use crate::failure::Failure;
-use crate::layout::{data_end, names_end, places};
+use crate::layout::{HEADER_SECTORS, data_end, names_end, places};
+use crate::medium::Medium;
 use crate::store::{Access, FileStore};
+use crate::structures::{HOME, put_header};
 
 pub(super) fn repair(path: &Path) -> Result<Answer, Failure> {
     let store = FileStore::open(path, Access::Write)?;
-    let mut done = Vec::new();
-    let footer = mend_footers(&store, &mut done)?;
-    if footer.has_batmap() && check(&store, Options::default())?.findings.iter().any(|finding| finding.part == "batmap")
-    {
-        mend_batmap(&store, &footer)?;
-        done.push("a new batmap");
-    }
-    let left = check(&store, Options::default())?;
+    let (done, left) = mend(&store)?;
     let mut text: String = done.iter().map(|done| format!("{}: {done}\n", path.display())).collect();
     if done.is_empty() {
         text += &format!("{}: nothing to mend\n", path.display());
@@ -35,7 +33,59 @@ pub(super) fn repair(path: &Path) -> Result<Answer, Failure> {
     Ok(Answer::new(text, value))
 }
 
-fn mend_footers(store: &FileStore, done: &mut Vec<&'static str>) -> Result<Footer, Failure> {
+/// Mends what can be, and says what that was and what is still wrong.
+///
+/// # Errors
+/// What the store says; EINVAL if there is no footer, or no room for what is missing.
+pub fn mend(store: &impl Medium) -> Result<(Vec<&'static str>, Report), Failure> {
+    let mut done = Vec::new();
+    let footer = mend_footers(store, &mut done)?;
+    let footer = match footer.header_at {
+        Some(at) if footer.kind != Kind::Fixed => mend_header(store, footer, at, &mut done)?,
+        _ => footer,
+    };
+    let report = check(store, Options::default())?;
+    let is_wrong = |part| report.findings.iter().any(|finding| finding.part == part);
+    if footer.has_batmap() && is_wrong("batmap") {
+        mend_batmap(store, &footer)?;
+        done.push("a new batmap");
+    }
+    if is_wrong(NAMES) && mend_names(store)? {
+        done.push("the parent's names from the header");
+    }
+    Ok((done, check(store, Options::default())?))
+}
+
+/// Puts a header that was being changed back where it belongs.
+fn mend_header(store: &impl Medium, footer: Footer, at: u64, done: &mut Vec<&'static str>) -> Result<Footer, Failure> {
+    let header = header(store, &footer)?;
+    if !is_away(at, &header) {
+        return Ok(footer);
+    }
+    put_header(store, &footer, HOME, &load(store, at, HEADER_SECTORS)?)?;
+    done.push("the header, in its place");
+    Ok(Footer { header_at: Some(HOME), ..footer })
+}
+
+/// Writes the names that locators have of the parent anew, if the header's name is that of the parent that it wants.
+fn mend_names(store: &impl Medium) -> Result<bool, Failure> {
+    let its = image(store)?;
+    let Some(header) = &its.header else { return Ok(false) };
+    let mut name = heapless::String::<TEXT_BYTES_MAX>::new();
+    if header.parent_name(&mut name).is_err() {
+        return Ok(false);
+    }
+    let Ok((found, _)) = block_on(store.place()?.parent(&name)) else { return Ok(false) };
+    let is_raw = header.parent == [0; 16];
+    let is_parent = is_raw || image(&found).is_ok_and(|found| found.footer.id == header.parent);
+    drop(found);
+    if is_parent {
+        name_parent(store, &its, (header.parent, header.parent_timestamp), &name)?;
+    }
+    Ok(is_parent)
+}
+
+fn mend_footers(store: &impl Medium, done: &mut Vec<&'static str>) -> Result<Footer, Failure> {
     let sectors = store.info().sectors;
     let invalid = |why: String| Failure::invalid(format_args!("{}: {why}", store.path().display()));
     if sectors < 2 {
@@ -75,14 +125,14 @@ fn mend_footers(store: &FileStore, done: &mut Vec<&'static str>) -> Result<Foote
     }
 }
 
-fn header(store: &FileStore, footer: &Footer) -> Result<Header, Failure> {
+fn header(store: &impl Medium, footer: &Footer) -> Result<Header, Failure> {
     let bytes = load(store, footer.header_at.unwrap_or(1), 2)?;
     let header = Header::parse(bytes.first_chunk().expect("two sectors"), footer.sectors());
     header.map_err(|bad| Failure::invalid(format_args!("{}: {bad}", store.path().display())))
 }
 
 /// The sector behind the batmap; 0 if there is none.
-fn batmap_end(store: &FileStore, footer: &Footer, header: &Header) -> Result<u64, Failure> {
+fn batmap_end(store: &impl Medium, footer: &Footer, header: &Header) -> Result<u64, Failure> {
     if !footer.has_batmap() || header.batmap_at() >= store.info().sectors {
         return Ok(0);
     }
@@ -92,7 +142,7 @@ fn batmap_end(store: &FileStore, footer: &Footer, header: &Header) -> Result<u64
 }
 
 /// Writes a batmap that says of no block that it is full, if nothing else is there.
-fn mend_batmap(store: &FileStore, footer: &Footer) -> Result<(), Failure> {
+fn mend_batmap(store: &impl Medium, footer: &Footer) -> Result<(), Failure> {
     let header = header(store, footer)?;
     let at = header.batmap_at();
     let batmap = Batmap::new(at, header.entries);

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use drivers::disk::{Device, SECTOR_BYTES, Store};
+use drivers::disk::SECTOR_BYTES;
 use embassy_futures::block_on;
 use protocol::vhd::{
     Batmap, Code, Footer, Header, Kind, Locator, REACH_SECTORS, batmap_sectors, block_place, geometry,
@@ -11,13 +11,15 @@ use protocol::vhd::{
 use protocol::vhd::{Sum, table_sectors};
 use serde_json::json;
 
-use super::{Answer, save_footer, save_header};
+use super::Answer;
 use crate::check::{Options, Who, check};
 use crate::disk::{image, load, on, save, sync};
 use crate::failure::Failure;
 use crate::layout::{data_end, names_end, places, set_places, stride};
+use crate::medium::Medium;
 use crate::progress::Progress;
 use crate::store::{Access, FileStore};
+use crate::structures::{save_footer, save_header};
 
 pub(super) fn resize(path: &Path, size: u64) -> Result<Answer, Failure> {
     let bytes = to_size(&FileStore::open(path, Access::Write)?, size)?;
@@ -25,7 +27,10 @@ pub(super) fn resize(path: &Path, size: u64) -> Result<Answer, Failure> {
 }
 
 /// Makes the disk that large, up to whole sectors, and returns its bytes.
-fn to_size(store: &FileStore, size: u64) -> Result<u64, Failure> {
+///
+/// # Errors
+/// What the store says; ENOSPC if it is too small; EINVAL for an image that is not sound or would become smaller.
+pub fn to_size(store: &impl Medium, size: u64) -> Result<u64, Failure> {
     let path = store.path();
     let invalid = |why: &str| Failure::invalid(format_args!("{}: {why}", path.display()));
     let report = check(store, Options::default())?;
@@ -56,7 +61,7 @@ fn to_size(store: &FileStore, size: u64) -> Result<u64, Failure> {
 }
 
 /// The new footer is there before the old one, which lies where the disk is to be, is zeroes.
-fn grow_fixed(store: &FileStore, footer: &Footer, old: u64) -> Result<(), Failure> {
+fn grow_fixed(store: &impl Medium, footer: &Footer, old: u64) -> Result<(), Failure> {
     let (sectors, failed) = (footer.sectors(), |error| on(store, error));
     let end = store.info().sectors - 1;
     if store.is_device() {
@@ -78,7 +83,7 @@ fn grow_fixed(store: &FileStore, footer: &Footer, old: u64) -> Result<(), Failur
     sync(store)
 }
 
-fn no_room(store: &FileStore, sectors: u64) -> Failure {
+fn no_room(store: &impl Medium, sectors: u64) -> Failure {
     let text = format_args!("{}: it needs {sectors} sectors and has {}", store.path().display(), store.info().sectors);
     Failure::new(rustix::io::Errno::NOSPC, text)
 }
@@ -95,7 +100,7 @@ struct Plan {
 }
 
 /// Makes the table long enough for a disk of `sectors`.
-fn grow(store: &FileStore, footer: &Footer, header: &Header, sectors: u64) -> Result<(), Failure> {
+fn grow(store: &impl Medium, footer: &Footer, header: &Header, sectors: u64) -> Result<(), Failure> {
     let entries = u32::try_from(sectors.div_ceil(header.block_sectors.into())).ok();
     let Some(entries) = entries.filter(|_| sectors <= REACH_SECTORS) else {
         let text = format_args!("{}: a disk above 2 TiB is too large for a VHD with blocks", store.path().display());
@@ -152,7 +157,7 @@ fn names_sectors(locator: &Locator) -> u64 {
 }
 
 /// Moves what lies before sector `end` behind everything else.
-fn move_blocks(store: &FileStore, footer: &Footer, header: &Header, end: u64) -> Result<(), Failure> {
+fn move_blocks(store: &impl Medium, footer: &Footer, header: &Header, end: u64) -> Result<(), Failure> {
     let places = places(store, header)?;
     let moving: Vec<_> = places.iter().filter(|(_, at)| u64::from(*at) < end).copied().collect();
     let last = store.info().sectors - 1;
@@ -181,7 +186,7 @@ fn move_blocks(store: &FileStore, footer: &Footer, header: &Header, end: u64) ->
 }
 
 /// Moves the parent's names and lets the header say so.
-fn move_names(store: &FileStore, footer: &Footer, header: &Header, plan: &Plan) -> Result<Header, Failure> {
+fn move_names(store: &impl Medium, footer: &Footer, header: &Header, plan: &Plan) -> Result<Header, Failure> {
     let mut new = *header;
     let end = plan
         .batmap_at
@@ -202,7 +207,7 @@ fn move_names(store: &FileStore, footer: &Footer, header: &Header, plan: &Plan) 
 }
 
 /// Marks the words of the old table's last sector that counted for nothing.
-fn fill_last(store: &FileStore, header: &Header) -> Result<(), Failure> {
+fn fill_last(store: &impl Medium, header: &Header) -> Result<(), Failure> {
     let used = header.entries as usize * 4 % SECTOR_BYTES;
     if used > 0 {
         let at = header.batmap_at() - 1;
@@ -214,7 +219,7 @@ fn fill_last(store: &FileStore, header: &Header) -> Result<(), Failure> {
 }
 
 /// The batmap's header and bits, if it is one.
-fn old_batmap(store: &FileStore, footer: &Footer, header: &Header) -> Result<Option<(Batmap, Vec<u8>)>, Failure> {
+fn old_batmap(store: &impl Medium, footer: &Footer, header: &Header) -> Result<Option<(Batmap, Vec<u8>)>, Failure> {
     if !footer.has_batmap() || header.batmap_at() >= store.info().sectors {
         return Ok(None);
     }
@@ -229,7 +234,7 @@ fn old_batmap(store: &FileStore, footer: &Footer, header: &Header) -> Result<Opt
     Ok((sum.finish() == batmap.checksum).then_some((batmap, bits)))
 }
 
-fn write_batmap(store: &FileStore, at: u64, entries: u32, old: Option<(Batmap, Vec<u8>)>) -> Result<(), Failure> {
+fn write_batmap(store: &impl Medium, at: u64, entries: u32, old: Option<(Batmap, Vec<u8>)>) -> Result<(), Failure> {
     let new = Batmap::new(at, entries);
     let mut bits = vec![0; new.sectors as usize * SECTOR_BYTES];
     let new = match old {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use protocol::vhd::{Footer, Header, Kind};
-use vhd::check::Who;
+use vhd::check::{NAMES, Who};
 
 use crate::judges::{Folder, Load, Numbers, assert_clean, assert_same, by_engine, by_qemu, checked, open, play, vhd};
 
@@ -145,7 +145,7 @@ fn what_is_wrong_with_a_parent_is_named() {
     use Who::{Blktap, Everyone};
     found(&child, &header(&|header| header.parent[0] ^= 1), Everyone, "parent", "another unique id");
     let named = |name: &'static str| header(&move |header| header.set_parent_name(name).unwrap());
-    found(&child, &named("other.vhd"), Blktap, "parent", "the header \"other.vhd\"");
+    found(&child, &named("other.vhd"), Blktap, NAMES, "the header \"other.vhd\"");
     found(&child, &named("b\u{e4}se"), Blktap, "parent", "not ASCII");
     found(&child, &header(&|header| header.locators[1] = header.locators[0]), Blktap, "parent", "the kind of another");
     found(&child, &header(&|header| header.locators[0].length = 0), Everyone, "parent", "length of 0");

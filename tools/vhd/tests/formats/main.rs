@@ -8,3 +8,4 @@ mod damage;
 mod judges;
 mod libvhdi;
 mod qemu;
+mod under;
