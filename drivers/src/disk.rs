@@ -27,7 +27,12 @@ pub struct Piece {
 }
 
 /// Sectors of a payload: its pieces one after the other.
+#[inline]
 pub fn sectors(pieces: &[Piece]) -> u64 {
+    // Most have one.
+    if let [piece] = pieces {
+        return piece.sectors.into();
+    }
     pieces.iter().map(|piece| u64::from(piece.sectors)).sum()
 }
 

@@ -25,12 +25,12 @@ pub enum Extent {
 }
 
 /// Where sectors are to be written.
-#[derive(Debug)]
-pub struct Place<T> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
     /// From this sector on in the store of layer 0.
     pub sector: u64,
-    /// What has to be told once they are there; none if nothing changes by it.
-    pub ticket: Option<T>,
+    /// Where they are changes by it, so it has to be [told](Format::commit) how it ended.
+    pub changes: bool,
 }
 
 /// Says where sectors live.
@@ -41,8 +41,6 @@ pub struct Place<T> {
 pub trait Format {
     /// What its layers lie on.
     type Store: Store;
-    /// A write under way that changes where sectors are.
-    type Ticket;
     /// Somebody uses extents: what is freed meanwhile is not used anew.
     type Visit<'a>
     where
@@ -69,13 +67,14 @@ pub trait Format {
 
     /// Where `count` sectors from `sector` on are to be written, as far as they lie together, and how many those are; none
     /// if that has to be [prepared](Format::prepare) first.
-    fn place(&self, sector: u64, count: u64) -> Option<(Place<Self::Ticket>, u64)>;
+    fn place(&self, sector: u64, count: u64) -> Option<(Place, u64)>;
 
     /// Makes room for a write at `sector`.
     fn prepare(&self, sector: u64) -> impl Future<Output = Result<(), Error>>;
 
-    /// The write of a ticket ended, well or not.
-    fn commit(&self, ticket: Self::Ticket, well: bool);
+    /// A write of these sectors ended, well or not, that had a place which [changes](Place::changes) where they are. Once for
+    /// each such place, with the same sectors.
+    fn commit(&self, sector: u64, count: u64, well: bool);
 
     /// Sectors are not needed any more.
     fn forget(&self, sector: u64, count: u64) -> impl Future<Output = Result<(), Error>>;

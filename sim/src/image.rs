@@ -38,6 +38,8 @@ pub struct Slab {
     pub stuck: Rc<Cell<bool>>,
     /// Whether it discards; what is read afterwards is old bytes of who knows whom.
     pub discards: bool,
+    /// It is so large, if not as large as the disk: zeroes behind that, which are only read.
+    pub claims: Option<u64>,
 }
 
 impl Slab {
@@ -51,6 +53,7 @@ impl Slab {
             latency: 4,
             stuck: Rc::default(),
             discards: true,
+            claims: None,
         }
     }
 
@@ -92,7 +95,7 @@ impl Slab {
 impl Device for Slab {
     fn info(&self) -> Info {
         Info {
-            sectors: self.disk.borrow().sectors(),
+            sectors: self.claims.unwrap_or_else(|| self.disk.borrow().sectors()),
             physical_bytes: 512,
             read_only: false,
             flush: true,
@@ -161,6 +164,10 @@ impl Device for Slab {
 
 impl Store for Slab {
     async fn load(&self, sector: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        if self.claims.is_some() && sector >= self.disk.borrow().sectors() {
+            bytes.fill(0);
+            return Ok(());
+        }
         within(sector, (bytes.len() / SECTOR_BYTES) as u64, self.disk.borrow().sectors())?;
         self.count(0);
         self.wait().await?;

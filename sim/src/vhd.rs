@@ -102,6 +102,25 @@ pub fn check(bytes: &[u8]) -> Result<Image, String> {
     Ok(Image { sectors, block, table, differencing: kind == 4, footer })
 }
 
+/// Notes a block as full in blktap's map of full blocks, as tapdisk does when all of its sectors are written.
+pub fn note_full(bytes: &mut [u8], block: usize) {
+    let header = u64_at(bytes, 16) as usize;
+    let (table_at, entries) = (u64_at(bytes, header + 16) as usize, u32_at(bytes, header + 28) as usize);
+    let batmap_at = (table_at + entries * 4).next_multiple_of(SECTOR);
+    let (at, length) = (u64_at(bytes, batmap_at + 8) as usize, u32_at(bytes, batmap_at + 16) as usize * SECTOR);
+    bytes[at + block / 8] |= 0x80 >> (block % 8);
+    let checksum = !bytes[at..at + length].iter().map(|byte| u32::from(*byte)).sum::<u32>();
+    bytes[batmap_at + 24..batmap_at + 28].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// Whether blktap's map says that a block is full.
+pub fn is_full(bytes: &[u8], block: usize) -> bool {
+    let header = u64_at(bytes, 16) as usize;
+    let (table_at, entries) = (u64_at(bytes, header + 16) as usize, u32_at(bytes, header + 28) as usize);
+    let batmap_at = (table_at + entries * 4).next_multiple_of(SECTOR);
+    bytes[u64_at(bytes, batmap_at + 8) as usize + block / 8] & 0x80 >> (block % 8) != 0
+}
+
 /// One sector of a chain, leaf first; none is zeroes. A reader that takes `whole` blocks does not look at the bitmap of an
 /// image with no parent, as QEMU's does.
 pub fn sector<'a>(layers: &[(&'a [u8], &Image)], sector: usize, whole: bool) -> Option<&'a [u8]> {

@@ -467,6 +467,69 @@ fn a_store_that_fails_fails_requests_and_nothing_else() {
 }
 
 #[test]
+fn a_block_that_tapdisk_noted_as_full_is_not_when_it_lacks_sectors() {
+    let mut failed = 0;
+    // The store fails at the first request of the first flush, at the second, and so on; then it works.
+    for well in 0..12 {
+        let mut random = Random::new(well);
+        let mut slab = Slab::new(&used(200, &mut random), &mut random);
+        slab.latency = 0;
+        let new = New { id: [1; 16], sectors: 64, timestamp: 0, form: Form::Dynamic(8) };
+        finish(make(&slab, "disk", &new)).unwrap();
+        let shelf = Shelf::default();
+        shelf.put("disk", &slab);
+        let image = shelf.open("disk", false).unwrap();
+        (0..3).for_each(|block| finish(write(&image, block * 8, &fill(1 + block).repeat(8))).unwrap());
+        finish(image.submit(Op::Flush, 0)).unwrap();
+        drop(image);
+        let mut bytes = slab.disk.borrow().bytes().to_vec();
+        (0..3).for_each(|block| vhd::note_full(&mut bytes, block));
+        vhd::check(&bytes).unwrap();
+        slab.disk.borrow_mut().write(0, &bytes);
+        let image = shelf.open("disk", false).unwrap();
+        // Some of one block, all of another.
+        finish(image.submit(Op::Discard { sectors: 3 }, 2)).unwrap();
+        finish(image.submit(Op::Discard { sectors: 8 }, 8)).unwrap();
+        *slab.failing.borrow_mut() = Some((well, 1));
+        failed += u32::from(finish(image.submit(Op::Flush, 0)).is_err());
+        *slab.failing.borrow_mut() = None;
+        // Once more, and with something to write again.
+        finish(image.submit(Op::Discard { sectors: 1 }, 0)).unwrap();
+        finish(image.submit(Op::Flush, 0)).unwrap();
+        vhd::check(slab.disk.borrow().bytes()).unwrap_or_else(|why| panic!("a failure after {well}: {why}"));
+        let full = [0, 1, 2].map(|block| vhd::is_full(slab.disk.borrow().bytes(), block));
+        assert_eq!(full, [false, false, true], "a failure after {well}");
+    }
+    assert!(failed > 5, "{failed} of the flushes failed");
+}
+
+#[test]
+fn a_block_whose_sectors_have_no_number_is_an_error() {
+    let mut random = Random::new(5);
+    let mut slab = Slab::new(&used(200, &mut random), &mut random);
+    slab.latency = 0;
+    let new = New { id: [1; 16], sectors: 64, timestamp: 0, form: Form::Dynamic(8) };
+    finish(make(&slab, "disk", &new)).unwrap();
+    // The table of eight entries, and a store on which these are places like others. In blocks of eight sectors and one of
+    // bits, the last that fits begins nine sectors before the end of 32 bits.
+    let (table, last) = (1536, u32::MAX - 9);
+    slab.claims = Some(1 << 33);
+    for (block, at) in [last, last + 1, u32::MAX - 1].into_iter().enumerate() {
+        let mut bytes = slab.disk.borrow().bytes().to_vec();
+        bytes[table + 4 * block..][..4].copy_from_slice(&at.to_be_bytes());
+        slab.disk.borrow_mut().write(0, &bytes);
+    }
+    let shelf = Shelf::default();
+    shelf.put("disk", &slab);
+    let image = shelf.open("disk", true).unwrap();
+    assert_eq!(finish(read(&image, 0, 8)).unwrap(), vec![0; 8 * SECTOR]);
+    for block in 1..3 {
+        let result = finish(read(&image, block * 8, 8));
+        assert_eq!(result.err(), Some(Error::Corrupt("a block of the table is not where blocks may be")));
+    }
+}
+
+#[test]
 fn room_is_not_used_again_while_somebody_is_at_it() {
     let mut random = Random::new(3);
     let mut slab = Slab::new(&used(200, &mut random), &mut random);

@@ -7,9 +7,10 @@
 //! - [`open`]: a store becomes a chain of layers; [`make`]: an empty image
 //! - [`layer`]: one image of the chain, and where its tables are
 //! - [`map`]: which layer holds a sector, whatever the depth
-//! - [`leaf`]: blocks that are changing; [`settle`]: how that becomes durable; [`slots`]: room for new ones
+//! - [`leaf`]: what is changing, [`blocks`]: in which blocks; [`settle`]: how that becomes durable; [`slots`]: room for new ones
 //! - [`chain`]: looking through all layers; [`cache`]: metadata that was read lately
 
+mod blocks;
 mod cache;
 mod chain;
 mod layer;
@@ -29,20 +30,29 @@ use xen::sync::{Bell, Credits};
 
 use crate::disk::{Discard, Error, Info, Op, SECTOR_BYTES, Store, within};
 use crate::format::{Extent, Format, Place};
+use blocks::Open;
 use cache::Cache;
 use layer::{Kind, Layer, Table};
-use leaf::{Leaf, Open, Visit, Visits};
-use map::Map;
+use leaf::{Leaf, Visit, Visits};
+use map::{Map, Run};
 
 /// A chain of images as one disk.
 pub struct Vhd<S> {
     /// The one that is written first, the others below it.
     layers: Vec<Layer<S>>,
+    /// Sectors of the disk.
+    sectors: u64,
+    /// Sectors of a block of the leaf, as a power of two.
+    shift: u32,
+    /// Less one.
+    mask: u32,
     read_only: bool,
     map: RefCell<Map>,
     cache: RefCell<Cache>,
     /// What is changing; none if nothing can, because the leaf has no blocks or is not written.
     leaf: Option<RefCell<Leaf>>,
+    /// The block that was opened last, or written to since. It is asked first when something is to be written.
+    recent: Cell<u32>,
     /// The leaf's footer.
     footer: Footer,
     /// Counts of changes to blocks, by the last bits of their number: what was learnt meanwhile is not what is.
@@ -56,17 +66,12 @@ pub struct Vhd<S> {
     settled: Cell<u64>,
     /// Rings when a write to a new block ended, or the block may be written again.
     bell: Bell,
+    /// What the checksum of blktap's map of full blocks lacks for bits that are cleared on the store.
+    batmap_lost: Cell<u32>,
     /// The image says what cannot be. It is not written any more.
     damaged: Cell<bool>,
-}
-
-/// A write that sets bits of a block once it is done.
-pub struct Ticket {
-    block: u32,
-    from: u32,
-    to: u32,
-    /// Where its sectors are.
-    at: u32,
+    /// It is not written, for one of these reasons.
+    frozen: Cell<bool>,
 }
 
 impl<S: Store> Vhd<S> {
@@ -100,6 +105,7 @@ impl<S: Store> Vhd<S> {
         if let Err(Error::Corrupt(what)) = &result
             && !self.damaged.replace(true)
         {
+            self.frozen.set(true);
             log::error!("a VHD is damaged ({what}); it is not written any more");
         }
         result
@@ -109,8 +115,7 @@ impl<S: Store> Vhd<S> {
     pub fn memory_bytes(&self) -> usize {
         let leaf = self.leaf.as_ref().map_or(0, |leaf| {
             let leaf = leaf.borrow();
-            let bits = leaf.open.values().map(|open| open.bits.len() + 2 * size_of::<Open>()).sum::<usize>();
-            leaf.slots.bytes() + bits + leaf.freed.len() * 16
+            leaf.slots.bytes() + leaf.open.bytes() + leaf.freed.len() * 16
         });
         self.layers.len() * size_of::<Layer<S>>() + self.map.borrow().bytes() + self.cache.borrow().bytes() + leaf
     }
@@ -135,9 +140,15 @@ impl<S: Store> Vhd<S> {
         &self.footer
     }
 
+    /// The block that a sector is in, and where in it.
+    #[inline(always)]
+    fn split(&self, sector: u64) -> (u32, u32) {
+        (sector.wrapping_shr(self.shift) as u32, sector as u32 & self.mask)
+    }
+
     /// Splits a range at the ends of blocks: block, first and end within it.
     fn blocks(&self, sector: u64, count: u64) -> impl Iterator<Item = (u32, u32, u32)> + use<S> {
-        let shift = self.map.borrow().sectors().trailing_zeros();
+        let shift = self.shift;
         let (mut at, end) = (sector, sector + count);
         core::iter::from_fn(move || {
             (at < end).then(|| {
@@ -158,7 +169,10 @@ impl<S: Store> Vhd<S> {
         loop {
             let closed = leaf.borrow().open.get(&block).map(|open| open.closed);
             match closed {
-                Some(false) => return Ok(true),
+                Some(false) => {
+                    self.recent.set(block);
+                    return Ok(true);
+                }
                 Some(true) => {
                     self.bell.listen().wait().await;
                     continue;
@@ -199,15 +213,28 @@ impl<S: Store> Vhd<S> {
             // bitmap then.
             let zeroes = new && alone && store.grows && u64::from(at) >= store.sectors;
             let clean = !new || !alone || zeroes;
-            let mut open = Open { at, bits, new, named: !new, dirty: zeroes, clean, writing: 0, closed: false };
+            let mut open = Open {
+                at,
+                data: at + table.bitmap,
+                bits,
+                new,
+                named: !new,
+                dirty: zeroes,
+                unfilled: false,
+                clean,
+                writing: 0,
+                closed: false,
+            };
             if zeroes {
+                // All of it is the leaf's at once, so the map alone says where the next write goes.
                 bits::set_range(&mut open.bits, 0, table.sectors());
-                self.map.borrow_mut().forget(block);
+                self.changed(block);
+                let place = map::Place::At(0, open.data);
+                self.map.borrow_mut().learn(block, &[Run { first: 0, place }]);
+            } else {
+                self.recent.set(block);
             }
             leaf.borrow_mut().open.insert(block, open);
-            if zeroes {
-                self.changed(block);
-            }
             return Ok(true);
         }
     }
@@ -223,8 +250,8 @@ impl<S: Store> Vhd<S> {
     /// A whole bitmap from the store.
     async fn bits(&self, table: &Table, at: u32) -> Result<Box<[u8]>, Error> {
         let mut bits = alloc::vec![0; table.bitmap as usize * SECTOR_BYTES].into_boxed_slice();
-        for (i, sector) in bits.chunks_mut(SECTOR_BYTES).enumerate() {
-            sector.copy_from_slice(&self.metadata(0, u64::from(at) + i as u64).await?);
+        for (i, sector) in bits.as_chunks_mut().0.iter_mut().enumerate() {
+            *sector = self.metadata(0, u64::from(at) + i as u64).await?;
         }
         Ok(bits)
     }
@@ -232,14 +259,13 @@ impl<S: Store> Vhd<S> {
 
 impl<S: Store> Format for Vhd<S> {
     type Store = S;
-    type Ticket = Ticket;
     type Visit<'a>
         = Visit<'a>
     where
         S: 'a;
 
     fn sectors(&self) -> u64 {
-        self.layers[0].sectors
+        self.sectors
     }
 
     fn info(&self) -> Info {
@@ -266,11 +292,10 @@ impl<S: Store> Format for Vhd<S> {
         self.visits.enter()
     }
 
+    #[inline(always)]
     fn find(&self, sector: u64, count: u64) -> Option<(Extent, u64)> {
-        match self.layers[0].kind {
-            Kind::Flat => Some((Extent::At { layer: 0, sector }, count)),
-            Kind::Dynamic(_) => self.map.borrow().find(sector, count),
-        }
+        let found = self.map.borrow().find(sector, count);
+        if found.is_some() { found } else { self.find_flat(sector, count) }
     }
 
     async fn learn(&self, sector: u64) -> Result<(), Error> {
@@ -279,27 +304,22 @@ impl<S: Store> Format for Vhd<S> {
         self.note(result)
     }
 
-    fn place(&self, sector: u64, count: u64) -> Option<(Place<Ticket>, u64)> {
+    #[inline(always)]
+    fn place(&self, sector: u64, count: u64) -> Option<(Place, u64)> {
+        let recent = self.split(sector).0 == self.recent.get();
+        if recent {
+            match self.place_in_block(sector, count) {
+                Some(place) => return Some(place),
+                None => self.recent.set(u32::MAX),
+            }
+        }
         if let Some((Extent::At { layer: 0, sector: at }, found)) = self.find(sector, count)
             && (found == count || self.leaf.is_none())
-            && self.is_writable().is_ok()
+            && !self.frozen.get()
         {
-            return Some((Place { sector: at, ticket: None }, found));
+            return Some((Place { sector: at, changes: false }, found));
         }
-        let (table, leaf) = (self.table()?, self.leaf.as_ref()?);
-        self.is_writable().ok()?;
-        let (block, from, to) = self.blocks(sector, count).next()?;
-        let mut leaf = leaf.borrow_mut();
-        let open = leaf.open.get_mut(&block).filter(|open| !open.closed)?;
-        let at = open.at + table.bitmap + from;
-        let ticket = match bits::run(&open.bits, from, to) {
-            (true, all) if all == to - from => None,
-            _ => {
-                open.writing += 1;
-                Some(Ticket { block, from, to, at })
-            }
-        };
-        Some((Place { sector: u64::from(at), ticket }, u64::from(to - from)))
+        if recent { None } else { self.place_in_other(sector, count) }
     }
 
     async fn prepare(&self, sector: u64) -> Result<(), Error> {
@@ -310,9 +330,11 @@ impl<S: Store> Format for Vhd<S> {
         self.note(result).map(drop)
     }
 
-    fn commit(&self, ticket: Ticket, well: bool) {
-        let Ticket { block, from, to, at } = ticket;
+    #[inline(always)]
+    fn commit(&self, sector: u64, count: u64, well: bool) {
         let Some(leaf) = &self.leaf else { return };
+        let (block, from) = self.split(sector);
+        let to = from + count as u32;
         let mut leaf = leaf.borrow_mut();
         // It is there: nothing takes away what is written to.
         let Some(open) = leaf.open.get_mut(&block) else { return };
@@ -322,7 +344,7 @@ impl<S: Store> Format for Vhd<S> {
             bits::set_range(&mut open.bits, from, to);
             open.dirty = true;
             self.changed(block);
-            self.map.borrow_mut().patch(block, from, to, map::Place::At(0, at));
+            self.map.borrow_mut().patch(block, from, to, map::Place::At(0, open.data + from));
         }
         if last {
             self.bell.ring();
@@ -364,6 +386,35 @@ impl<S: Store> Format for Vhd<S> {
 }
 
 impl<S: Store> Vhd<S> {
+    /// Where sectors are if the leaf has no blocks, of which the map knows nothing.
+    #[cold]
+    fn find_flat(&self, sector: u64, count: u64) -> Option<(Extent, u64)> {
+        matches!(self.layers[0].kind, Kind::Flat).then_some((Extent::At { layer: 0, sector }, count))
+    }
+
+    /// A place in a block that is open.
+    #[inline(always)]
+    fn place_in_block(&self, sector: u64, count: u64) -> Option<(Place, u64)> {
+        let leaf = self.leaf.as_ref().filter(|_| !self.frozen.get())?;
+        let (block, from) = self.split(sector);
+        let here = count.min(u64::from(self.mask - from) + 1);
+        let mut leaf = leaf.borrow_mut();
+        let open = leaf.open.get_mut(&block).filter(|open| !open.closed)?;
+        let changes = !bits::all(&open.bits, from, from + here as u32);
+        if changes {
+            open.writing += 1;
+        }
+        Some((Place { sector: u64::from(open.data) + u64::from(from), changes }, here))
+    }
+
+    /// The same in one that was not used last.
+    #[inline(never)]
+    fn place_in_other(&self, sector: u64, count: u64) -> Option<(Place, u64)> {
+        let place = self.place_in_block(sector, count)?;
+        self.recent.set(self.split(sector).0);
+        Some(place)
+    }
+
     /// Clears the bits of sectors below which there is nothing: those would be read instead.
     async fn forget_in(
         &self,

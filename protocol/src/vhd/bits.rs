@@ -12,7 +12,12 @@ pub fn bit(bits: &[u8], at: u32) -> bool {
 }
 
 /// Sets the bits from `from` to before `to`.
+#[inline]
 pub fn set_range(bits: &mut [u8], from: u32, to: u32) {
+    if is_byte(from, to) {
+        bits[(from / 8) as usize] = 0xff;
+        return;
+    }
     change(bits, from, to, |byte, mask| *byte |= mask);
 }
 
@@ -43,6 +48,39 @@ pub fn run(bits: &[u8], from: u32, to: u32) -> (bool, u32) {
     (set, at.min(to) - from)
 }
 
+/// Whether all bits from `from` to before `to` are set.
+#[inline(always)]
+pub fn all(bits: &[u8], from: u32, to: u32) -> bool {
+    match is_byte(from, to) {
+        true => bits[(from / 8) as usize] == 0xff,
+        false => all_of_any(bits, from, to),
+    }
+}
+
+fn all_of_any(bits: &[u8], from: u32, to: u32) -> bool {
+    if from >= to {
+        return true;
+    }
+    let ((first, head), (last, tail)) = ends(from, to);
+    match first == last {
+        true => !bits[first] & head & tail == 0,
+        false => !bits[first] & head == 0 && !bits[last] & tail == 0 && are(&bits[first + 1..last], 0xff),
+    }
+}
+
+/// Whether no bit is set.
+#[inline]
+pub fn none(bits: &[u8]) -> bool {
+    are(bits, 0)
+}
+
+/// Whether all bytes are this one.
+#[inline]
+fn are(bytes: &[u8], byte: u8) -> bool {
+    let (words, rest) = bytes.as_chunks::<8>();
+    words.iter().all(|word| *word == [byte; 8]) && rest.iter().all(|other| *other == byte)
+}
+
 /// How many of the bits from `from` to before `to` are set.
 pub fn ones(bits: &[u8], from: u32, to: u32) -> u32 {
     let mut count = 0;
@@ -68,13 +106,25 @@ fn word(bits: &[u8], byte: usize) -> u64 {
     }))
 }
 
+/// Whether a range is one byte, as for a page that a guest reads or writes: by far the most.
+#[inline]
+fn is_byte(from: u32, to: u32) -> bool {
+    from.is_multiple_of(8) && to.wrapping_sub(from) == 8
+}
+
+/// The first and the last byte of a range of bits that is not empty, and those of their bits that are in it.
+#[inline]
+fn ends(from: u32, to: u32) -> ((usize, u8), (usize, u8)) {
+    let last = to - 1;
+    (((from / 8) as usize, 0xff >> (from % 8)), ((last / 8) as usize, 0xff << (7 - last % 8)))
+}
+
 /// Does `with` to every byte of a range of bits and the mask of those of its bits that are meant.
 fn change(bits: &mut [u8], from: u32, to: u32, with: impl Fn(&mut u8, u8)) {
     if from >= to {
         return;
     }
-    let (first, last) = ((from / 8) as usize, ((to - 1) / 8) as usize);
-    let (head, tail) = (0xff >> (from % 8), 0xff << (7 - (to - 1) % 8));
+    let ((first, head), (last, tail)) = ends(from, to);
     if first == last {
         return with(&mut bits[first], head & tail);
     }
@@ -111,7 +161,11 @@ mod tests {
                     bits = before;
                     clear_range(&mut bits, from, to);
                     assert_eq!(wide(&bits), wide(&before) & !mask(from, to));
-                    assert_eq!(ones(&before, from, to), (wide(&before) & mask(from, to)).count_ones());
+                    assert_eq!(all(&before, from, to), wide(&before) & mask(from, to) == mask(from, to));
+                    let inside = mask(from, to);
+                    assert!(all(&inside.to_be_bytes(), from, to));
+                    assert_eq!(all(&(!inside).to_be_bytes(), from, to), from == to);
+                    assert_eq!(none(&inside.to_be_bytes()), from == to);
                 }
             }
         }
@@ -122,7 +176,8 @@ mod tests {
         let mut bits = [0; 1];
         set_range(&mut bits, 5, 4);
         set_range(&mut bits, 8, 8);
-        assert_eq!((bits, ones(&bits, 5, 4)), ([0], 0));
+        assert_eq!((bits, ones(&bits, 5, 4), all(&bits, 5, 4)), ([0], 0, true));
+        assert!(all(&bits, 0, 0) && none(&[]));
     }
 
     #[test]

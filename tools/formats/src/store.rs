@@ -75,7 +75,9 @@ impl Store for Hollow {
         count(&self.writes);
         self.reach(sector + (bytes.len() / SECTOR_BYTES) as u64);
         let mut saved = self.saved.borrow_mut();
-        saved.extend((sector..).zip(bytes.as_chunks().0.iter().copied()));
+        for (at, bytes) in (sector..).zip(bytes.as_chunks().0) {
+            *saved.entry(at).or_insert([0; SECTOR_BYTES]) = *bytes;
+        }
         Ok(())
     }
 

@@ -37,13 +37,13 @@ impl Cache {
 
     /// Keeps a sector as it is on the store now.
     pub fn put(&mut self, layer: u16, at: u64, bytes: &Sector) {
-        let entry = Entry { layer, at, bytes: *bytes, used: false };
         if let Some(place) = self.index.get(&(layer, at)) {
-            self.entries[*place as usize] = entry;
+            let entry = &mut self.entries[*place as usize];
+            (entry.bytes, entry.used) = (*bytes, false);
             return;
         }
         let place = if self.entries.len() < SECTORS_MAX {
-            self.entries.push(entry);
+            self.entries.push(Entry { layer, at, bytes: *bytes, used: false });
             self.entries.len() - 1
         } else {
             // The first one that was not used since last time.
@@ -52,8 +52,9 @@ impl Cache {
             }
             let place = self.hand;
             self.hand = (self.hand + 1) % SECTORS_MAX;
-            let old = core::mem::replace(&mut self.entries[place], entry);
-            self.index.remove(&(old.layer, old.at));
+            let entry = &mut self.entries[place];
+            self.index.remove(&(entry.layer, entry.at));
+            (entry.layer, entry.at, entry.bytes) = (layer, at, *bytes);
             place
         };
         self.index.insert((layer, at), place as u32);

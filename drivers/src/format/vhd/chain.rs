@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use protocol::vhd::{UNUSED, bits};
+use protocol::vhd::{REACH_SECTORS, UNUSED, bits};
 
 use super::Vhd;
 use super::cache::Sector;
@@ -30,20 +30,25 @@ impl Rest {
 }
 
 impl<S: Store> Vhd<S> {
-    /// A sector of a layer's metadata.
-    pub(super) async fn metadata(&self, layer: u16, sector: u64) -> Result<Sector, Error> {
+    /// Looks at a sector of a layer's metadata.
+    pub(super) async fn look_at<T>(&self, layer: u16, sector: u64, look: impl Fn(&Sector) -> T) -> Result<T, Error> {
         loop {
             if let Some(bytes) = self.cache.borrow_mut().get(layer, sector) {
-                return Ok(*bytes);
+                return Ok(look(bytes));
             }
             let (saves, mut bytes) = (self.saves.get(), [0; SECTOR_BYTES]);
             self.layers[usize::from(layer)].store.load(sector, &mut bytes).await?;
             // Only the leaf's are written; what was read while they were may be old.
             if layer != 0 || self.saves.get() == saves {
                 self.cache.borrow_mut().put(layer, sector, &bytes);
-                return Ok(bytes);
+                return Ok(look(&bytes));
             }
         }
+    }
+
+    /// A sector of a layer's metadata.
+    pub(super) async fn metadata(&self, layer: u16, sector: u64) -> Result<Sector, Error> {
+        self.look_at(layer, sector, |bytes| *bytes).await
     }
 
     /// Where a layer's block begins, with its bitmap; none if it has no such block.
@@ -62,9 +67,8 @@ impl<S: Store> Vhd<S> {
         if block >= table.entries {
             return Err(Error::Corrupt("the table has fewer blocks than the disk"));
         }
-        let sector = self.metadata(layer, table.sector + u64::from(block / ENTRIES)).await?;
-        let word = (block % ENTRIES) as usize * 4;
-        let at = u32::from_be_bytes([sector[word], sector[word + 1], sector[word + 2], sector[word + 3]]);
+        let word = |sector: &Sector| u32::from_be_bytes(sector.as_chunks().0[(block % ENTRIES) as usize]);
+        let at = self.look_at(layer, table.sector + u64::from(block / ENTRIES), word).await?;
         if at == UNUSED {
             return Ok(None);
         }
@@ -73,7 +77,9 @@ impl<S: Store> Vhd<S> {
         // The disk's last block need not be whole.
         let used = (image.sectors - (u64::from(block) << table.shift).min(image.sectors)).min(table.sectors().into());
         let end = u64::from(at) + u64::from(table.bitmap) + used;
-        match table.is_free(at.into(), end) && (store.grows || end <= store.sectors) {
+        // Behind the reach of 32 bits a sector has no number here.
+        let limit = if store.grows { REACH_SECTORS } else { store.sectors.min(REACH_SECTORS) };
+        match table.is_free(at.into(), end) && end <= limit {
             true => Ok(Some(at)),
             false => Err(Error::Corrupt("a block of the table is not where blocks may be")),
         }

@@ -10,54 +10,22 @@
 //! one such step. Room that is freed is used again only after the table that does not name it is durable and nobody is
 //! reading there any more.
 
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::cell::Cell;
 
+use super::blocks::Blocks;
 use super::slots::Slots;
 
 /// Blocks that are changing at most; beyond, a write makes them durable first.
 pub const OPEN_MAX: usize = 256;
-
-/// A block whose bitmap is in memory.
-pub struct Open {
-    /// The first sector of its bitmap.
-    pub at: u32,
-    /// Its bitmap.
-    pub bits: Box<[u8]>,
-    /// The table does not name it yet.
-    pub new: bool,
-    /// The table on the store may name it.
-    pub named: bool,
-    /// Its bitmap is not on the store as it is here.
-    pub dirty: bool,
-    /// Sectors without a bit hold nothing of anybody else's, or nobody looks at them.
-    pub clean: bool,
-    /// Writes under way to sectors without a bit.
-    pub writing: u32,
-    /// No such write may begin: its other sectors are being filled with zeroes.
-    pub closed: bool,
-}
-
-impl Open {
-    /// Whether it holds nothing and nothing is on its way.
-    pub fn is_empty(&self) -> bool {
-        self.writing == 0 && !self.closed && self.bits.iter().all(|byte| *byte == 0)
-    }
-
-    /// Whether all that it says is on the store.
-    pub fn is_settled(&self) -> bool {
-        !self.dirty && !self.new && !self.closed && self.writing == 0
-    }
-}
 
 /// What is known and not durable.
 pub struct Leaf {
     /// Where blocks may lie.
     pub slots: Slots,
     /// Blocks by number.
-    pub open: BTreeMap<u32, Open>,
+    pub open: Blocks,
     /// Blocks that the table on the store names and should not: number and first sector.
     pub freed: BTreeMap<u32, u32>,
     /// Room that nothing names any more, freed before and since the last change of visitors.
@@ -93,18 +61,20 @@ impl Leaf {
 /// those before. Once the latter are gone the two change.
 #[derive(Default)]
 pub struct Visits {
-    counts: [Cell<usize>; 2],
+    counts: [Cell<u64>; 2],
     now: Cell<usize>,
 }
 
 /// One of them.
-pub struct Visit<'a>(&'a Cell<usize>);
+pub struct Visit<'a>(&'a Cell<u64>);
 
 impl Visits {
     /// One more.
     pub fn enter(&self) -> Visit<'_> {
-        let count = &self.counts[self.now.get()];
-        count.set(count.get() + 1);
+        let [first, second] = &self.counts;
+        let count = if self.now.get() == 0 { first } else { second };
+        // There are never as many as would make it wrap.
+        count.set(count.get().wrapping_add(1));
         Visit(count)
     }
 
@@ -121,7 +91,7 @@ impl Visits {
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.set(self.0.get().wrapping_sub(1));
     }
 }
 

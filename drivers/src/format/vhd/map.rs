@@ -58,8 +58,10 @@ struct Slot {
 /// The map.
 pub struct Map {
     slots: Vec<Slot>,
-    /// Sectors of a stretch, a power of two.
+    /// Sectors of a stretch, as a power of two.
     shift: u32,
+    /// Less one.
+    mask: u32,
     /// Bytes that the mixed ones have.
     bytes: usize,
     /// The slot that loses its runs next when they become too many.
@@ -83,7 +85,7 @@ fn bytes(view: &View) -> usize {
 impl Map {
     /// For stretches of `1 << shift` sectors.
     pub fn new(shift: u32) -> Self {
-        let mut map = Map { slots: Vec::new(), shift, bytes: 0, hand: 0 };
+        let mut map = Map { slots: Vec::new(), shift, mask: (1 << shift) - 1, bytes: 0, hand: 0 };
         map.resize(SLOTS_MIN);
         map
     }
@@ -109,21 +111,24 @@ impl Map {
     }
 
     /// Where `count` sectors from `sector` on are, as far as they are together and in one stretch; none if it is not known.
+    #[inline(always)]
     pub fn find(&self, sector: u64, count: u64) -> Option<(Extent, u64)> {
-        let (stretch, at) = ((sector >> self.shift) as u32, sector as u32 & (self.sectors() - 1));
+        let (stretch, at) = ((sector.wrapping_shr(self.shift)) as u32, sector as u32 & self.mask);
         let slot = &self.slots[self.place(stretch)];
         if slot.stretch != stretch {
             return None;
         }
-        let (run, end) = match &slot.view {
-            View::Unknown => return None,
-            View::Whole(place) => (Run { first: 0, place: *place }, self.sectors()),
-            View::Mixed(runs) => {
-                let next = runs.partition_point(|run| run.first <= at);
-                let end = runs.get(next).map_or(self.sectors(), |run| run.first);
-                (*runs.get(next.checked_sub(1)?)?, end)
-            }
-        };
+        match &slot.view {
+            View::Whole(place) => Some((place.extent(at), count.min(u64::from(self.mask - at) + 1))),
+            View::Mixed(runs) => self.find_in(runs, at, count),
+            View::Unknown => None,
+        }
+    }
+
+    fn find_in(&self, runs: &[Run], at: u32, count: u64) -> Option<(Extent, u64)> {
+        let next = runs.partition_point(|run| run.first <= at);
+        let end = runs.get(next).map_or(self.sectors(), |run| run.first);
+        let run = runs.get(next.checked_sub(1)?)?;
         Some((run.place.extent(at - run.first), count.min(u64::from(end - at))))
     }
 
@@ -168,7 +173,15 @@ impl Map {
     }
 
     /// Sectors from `first` to `end` of a stretch are now at `place`, if anything is known of the stretch.
+    #[inline]
     pub fn patch(&mut self, stretch: u32, first: u32, end: u32, place: Place) {
+        let slot = &self.slots[self.place(stretch)];
+        if slot.stretch == stretch && !matches!(slot.view, View::Unknown) {
+            self.patch_known(stretch, first, end, place);
+        }
+    }
+
+    fn patch_known(&mut self, stretch: u32, first: u32, end: u32, place: Place) {
         if !self.lengthen(stretch, first, end, place) {
             self.cut(stretch, first, end, place);
         }

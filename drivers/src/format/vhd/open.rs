@@ -199,11 +199,15 @@ pub async fn open<P: Place>(
         }
     };
     Ok(Vhd {
+        sectors: layers[0].sectors,
         layers,
+        shift,
+        mask: (1 << shift) - 1,
         read_only,
         map: RefCell::new(Map::new(shift)),
         cache: RefCell::new(Cache::default()),
         leaf,
+        recent: Cell::new(u32::MAX),
         footer,
         changes: [const { Cell::new(0) }; 64],
         saves: Cell::new(0),
@@ -212,7 +216,9 @@ pub async fn open<P: Place>(
         settles: Cell::new(0),
         settled: Cell::new(0),
         bell: Bell::default(),
+        batmap_lost: Cell::new(0),
         damaged: Cell::new(false),
+        frozen: Cell::new(read_only),
     })
 }
 

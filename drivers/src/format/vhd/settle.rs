@@ -1,7 +1,6 @@
 //! Making changes durable, in the order that [`leaf`](super::leaf) tells.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
@@ -10,6 +9,7 @@ use protocol::vhd::{Batmap, UNUSED, bits};
 use super::Vhd;
 use super::layer::Table;
 use super::leaf::Leaf;
+use super::map::{Place, Run};
 use crate::disk::{Error, Op, SECTOR_BYTES, Store};
 
 /// What one block is to be on the store.
@@ -18,6 +18,8 @@ struct Change {
     at: u32,
     bits: Box<[u8]>,
     new: bool,
+    /// blktap's map of full blocks may say that it is full, and it is not, or not yet.
+    unfill: bool,
 }
 
 impl<S: Store> Vhd<S> {
@@ -28,10 +30,12 @@ impl<S: Store> Vhd<S> {
         leaf.borrow_mut().drop_empty();
         self.fill(table, leaf).await?;
         let mut changes = Vec::new();
-        for (block, open) in &mut leaf.borrow_mut().open {
+        for (block, open) in leaf.borrow_mut().open.iter_mut() {
             // One that came while others were filled has to be filled first, too: it waits for the next time.
             if (open.clean || !open.new) && core::mem::take(&mut open.dirty) {
-                changes.push(Change { block: *block, at: open.at, bits: open.bits.clone(), new: open.new });
+                let lacks = open.new || !bits::all(&open.bits, 0, table.sectors());
+                let unfill = lacks && !open.unfilled;
+                changes.push(Change { block: *block, at: open.at, bits: open.bits.clone(), new: open.new, unfill });
             }
         }
         let freed: Vec<_> = leaf.borrow().freed.iter().map(|(block, at)| (*block, *at)).collect();
@@ -51,13 +55,13 @@ impl<S: Store> Vhd<S> {
             // What is written to is never taken away meanwhile, nor is what a table may name.
             if let Some(open) = leaf.open.get_mut(&change.block) {
                 match well {
-                    true => open.new = false,
+                    true => (open.new, open.unfilled) = (false, open.unfilled || change.unfill),
                     false => open.dirty = true,
                 }
             }
         }
         // A whole block changes no more: the map alone knows it from now on.
-        leaf.open.retain(|_, open| !open.is_settled() || open.bits.iter().any(|byte| *byte != 0xff));
+        leaf.open.retain(|_, open| !open.is_settled() || !bits::all(&open.bits, 0, open.bits.len() as u32 * 8));
         for (block, at) in freed.iter().filter(|_| well) {
             leaf.freed.remove(block);
             leaf.limbo[1].push(*at);
@@ -90,13 +94,14 @@ impl<S: Store> Vhd<S> {
             self.save(change.at.into(), &change.bits).await?;
         }
         // A block that was freed and has a new place is named there.
-        let mut words: BTreeMap<u32, u32> = freed.iter().map(|(block, _)| (*block, UNUSED)).collect();
+        let mut words: Vec<(u32, u32)> = freed.iter().map(|(block, _)| (*block, UNUSED)).collect();
         for change in changes.iter().filter(|change| change.new) {
-            words.insert(change.block, change.at);
+            words.push((change.block, change.at));
             if let Some(open) = leaf.borrow_mut().open.get_mut(&change.block) {
                 open.named = true;
             }
         }
+        words.sort_by_key(|(block, _)| *block);
         let per_sector = (SECTOR_BYTES / 4) as u32;
         let mut words = words.into_iter().peekable();
         while let Some((block, _)) = words.peek().copied() {
@@ -160,7 +165,7 @@ impl<S: Store> Vhd<S> {
         }
         let (mut gaps, mut data) = (Vec::new(), 0);
         if let Some(open) = leaf.borrow().open.get(&block) {
-            data = u64::from(open.at) + u64::from(table.bitmap);
+            data = open.data;
             let mut at = 0;
             while at < table.sectors() {
                 let (set, count) = bits::run(&open.bits, at, table.sectors());
@@ -171,28 +176,30 @@ impl<S: Store> Vhd<S> {
             }
         }
         for (first, count) in gaps {
-            self.layers[0].store.zero(data + u64::from(first), count.into()).await?;
+            self.layers[0].store.zero(u64::from(data) + u64::from(first), count.into()).await?;
         }
         if let Some(open) = leaf.borrow_mut().open.get_mut(&block) {
             bits::set_range(&mut open.bits, 0, table.sectors());
             open.clean = true;
         }
         self.changed(block);
-        self.map.borrow_mut().forget(block);
+        // All of it is the leaf's now, so whoever reads or writes it next need not look.
+        self.map.borrow_mut().learn(block, &[Run { first: 0, place: Place::At(0, data) }]);
         Ok(())
     }
 
     /// Clears bits in blktap's map of full blocks: of new ones, for a block of the same number may have been full before; of
-    /// those of which something was discarded; of those that are gone.
+    /// those of which something was discarded; of those that are gone. Nobody here sets one, so that is done once.
     async fn no_longer_full(&self, table: &Table, changes: &[Change], freed: &[(u32, u32)]) -> Result<(), Error> {
         let Some(at) = table.batmap else { return Ok(()) };
-        let lacking =
-            |change: &&Change| change.new || bits::run(&change.bits, 0, table.sectors()) != (true, table.sectors());
-        let mut new: Vec<u32> = changes.iter().filter(lacking).map(|change| change.block).collect();
-        new.extend(freed.iter().map(|(block, _)| *block));
-        new.sort_unstable();
+        let mut gone: Vec<u32> = changes.iter().filter(|change| change.unfill).map(|change| change.block).collect();
+        gone.extend(freed.iter().map(|(block, _)| *block));
+        if gone.is_empty() && self.batmap_lost.get() == 0 {
+            return Ok(());
+        }
+        gone.sort_unstable();
         let per_sector = (SECTOR_BYTES * 8) as u32;
-        let (mut blocks, mut lost) = (new.into_iter().peekable(), 0u32);
+        let mut blocks = gone.into_iter().peekable();
         let mut header = Batmap::parse(&self.metadata(0, at).await?, table.entries).map_err(|_| BATMAP)?;
         while let Some(block) = blocks.peek().copied() {
             let place = header.at + u64::from(block / per_sector);
@@ -206,13 +213,15 @@ impl<S: Store> Vhd<S> {
                 let (mut before, mut after) = (header.sum(), header.sum());
                 before.update(&old);
                 after.update(&sector);
-                lost = lost.wrapping_add(after.finish().wrapping_sub(before.finish()));
                 self.save(place, &sector).await?;
+                let lost = after.finish().wrapping_sub(before.finish());
+                self.batmap_lost.set(self.batmap_lost.get().wrapping_add(lost));
             }
         }
-        if lost != 0 {
-            header.checksum = header.checksum.wrapping_add(lost);
+        if self.batmap_lost.get() != 0 {
+            header.checksum = header.checksum.wrapping_add(self.batmap_lost.get());
             self.save(at, &header.encode()).await?;
+            self.batmap_lost.set(0);
         }
         Ok(())
     }
