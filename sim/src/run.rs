@@ -80,17 +80,17 @@ pub type SharedFrontend = Rc<RefCell<Frontend>>;
 pub const DRIVER: DomId = DomId(1);
 
 thread_local! {
-    static MEMORY_USED: Cell<usize> = const { Cell::new(3 << 10) };
+    static MEMORY: Cell<(usize, usize)> = const { Cell::new((3 << 10, 32 << 20)) };
 }
 
 /// What the domain under test is told of its heap: bytes in use, and in all.
 pub fn memory() -> (usize, usize) {
-    (MEMORY_USED.get(), 32 << 20)
+    MEMORY.get()
 }
 
-/// Has the domain under test hear that so many bytes of its heap are in use, until this is called again.
-pub fn use_memory(bytes: usize) {
-    MEMORY_USED.set(bytes);
+/// Has the domain under test hear that so many bytes of its heap are in use, of so many, until this is called again.
+pub fn use_memory(used: usize, all: usize) {
+    MEMORY.set((used, all));
 }
 
 /// Steps without a moment passing that are a livelock.

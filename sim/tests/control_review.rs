@@ -15,7 +15,7 @@ use sim::control::{Control, Dialect, Message, id};
 use sim::disk::{Disk, Model};
 use sim::frontend::{Phase, Workload};
 use sim::handle::SimXen;
-use sim::run::{DRIVER, Run, seeds};
+use sim::run::{DRIVER, Run, seeds, use_memory};
 use sim::stage::{GUEST, Guest, Stage, XVDA};
 use sim::toolstack::Vbd;
 use sim::world::DOM0;
@@ -352,6 +352,7 @@ fn a_guests_device_has_one_ring_whatever_the_minor() {
 #[test]
 fn there_are_as_many_rings_as_disks_at_most() {
     let mut stage = Stage::with_control(7, 2048);
+    use_memory(3 << 10, 64 << 20);
     let control = Control::join(&mut stage.run, Dialect::Blktap);
     control.create(&mut stage.run, 0, "ram:1M");
     let model = Model::zeroes(2048);

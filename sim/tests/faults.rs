@@ -425,9 +425,10 @@ fn memory_that_is_short_refuses_a_disk_or_one_request() {
     });
 }
 
-/// The heap as full as it may be, in bytes in use of 32 MiB.
+/// A heap that is nearly full, and one that is nearly empty: bytes in use.
 const SHORT: usize = 31 << 20;
 const ROOM: usize = 3 << 10;
+const ALL: usize = 32 << 20;
 
 #[test]
 fn a_ring_has_one_request_at_a_time_while_memory_is_short() {
@@ -437,14 +438,14 @@ fn a_ring_has_one_request_at_a_time_while_memory_is_short() {
         stage.attach(&guest);
         stage.back().borrow_mut().options.latency = Duration::from_millis(5);
         guest.front.borrow_mut().work(Workload { depth: 32, ..Workload::mixed(100) });
-        use_memory(SHORT);
+        use_memory(SHORT, ALL);
         let minor = stage.run.tapdom().unwrap().shared().minors.get(0).unwrap();
         let mut most = 0;
         stage.run.until(Duration::from_secs(60), |_| {
             most = most.max(minor.in_flight());
             guest.front.borrow().at_rest()
         });
-        use_memory(ROOM);
+        use_memory(ROOM, ALL);
         assert_eq!(most, 1);
         stage.verify(&guest);
         stage.detach(&guest);
@@ -460,11 +461,11 @@ fn a_ring_that_memory_is_too_short_for_is_refused_and_told() {
         stage.attach(&good);
         let late = stage.on_ram(GUEST, 1024);
         // Enough to open the disk, too little for one more ring.
-        use_memory(SHORT);
+        use_memory(SHORT, ALL);
         // Whether the toolstack sees the disk offered before it is refused is a matter of time.
         let _attached = stage.run.attach(&late.vbd);
         stage.run.rest(Duration::from_secs(1));
-        use_memory(ROOM);
+        use_memory(ROOM, ALL);
         assert_ne!(late.front.borrow().phase(), Phase::Connected);
         let told = stage.run.store.list(&format!("/local/domain/{}/error", DRIVER.0));
         assert!(told.iter().any(|line| line.contains("not enough memory: of 32768 KiB 31744 are in use")), "{told:#?}");
