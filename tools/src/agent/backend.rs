@@ -19,6 +19,8 @@ const SETTLES: Duration = Duration::from_secs(10);
 pub enum Source {
     /// The VHD at this path, named as xl's own format: libxl chooses the kind qdisk and puts `vhd:` before it.
     Qdisk(&'static str),
+    /// The same, named by the type within a raw disk's target.
+    Image(&'static str),
     /// A whole lower disk.
     Disk(usize),
     /// A partition of a lower disk.
@@ -144,6 +146,7 @@ fn counters(id: u32) -> String {
 fn tapdom_target(source: Source) -> String {
     match source {
         Source::Qdisk(path) => path.to_owned(),
+        Source::Image(path) => format!("vhd:{path}"),
         Source::Disk(index) => format!("aio:/dev/{}", letter(index)),
         Source::Partition(index, number) => format!("aio:/dev/{}{number}", letter(index)),
         Source::Vhd(index) => format!("vhd:/dev/{}", letter(index)),
@@ -156,7 +159,9 @@ fn dom0_target(source: Source) -> String {
     match source {
         Source::Disk(index) => format!("/dev/loop{index}"),
         Source::Partition(index, number) => format!("/dev/loop{index}p{number}"),
-        Source::Qdisk(_) | Source::Ram(_) | Source::Vhd(_) | Source::Minor(_) => "/dev/ram0".to_owned(),
+        Source::Qdisk(_) | Source::Image(_) | Source::Ram(_) | Source::Vhd(_) | Source::Minor(_) => {
+            "/dev/ram0".to_owned()
+        }
     }
 }
 
@@ -187,6 +192,12 @@ mod tests {
             "format=raw,vdev=xvdb,access=rw,backend=tapdom,target=aio:/dev/xvdb2"
         );
         assert!(tapdom.disk("xvdb", "rw", Source::Ram(64)).ends_with("target=ram:64M"));
+        for (source, expected) in [
+            (Source::Qdisk("/dev/vg/lv"), "format=vhd,vdev=xvda,access=rw,backend=tapdom,target=/dev/vg/lv"),
+            (Source::Image("/dev/vg/lv"), "format=raw,vdev=xvda,access=rw,backend=tapdom,target=vhd:/dev/vg/lv"),
+        ] {
+            assert_eq!(tapdom.disk("xvda", "rw", source), expected);
+        }
         assert_eq!(
             server(Backend::Dom0).disk("xvdb", "r", Source::Disk(0)),
             "format=raw,vdev=xvdb,access=r,backendtype=phy,target=/dev/loop0"

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use super::process::run;
 use super::system::wait_until;
-use super::{files, raw};
+use super::{files, load, raw};
 
 /// The kernel announces a disk a moment after the backend says Connected.
 const APPEARS: Duration = Duration::from_secs(20);
@@ -42,6 +42,14 @@ pub enum Exercise {
     Files { disk: String, seed: u64, mebibytes: u64 },
     /// The files of an earlier cycle are deleted and their space given back.
     Trim { disk: String },
+    /// The disk becomes the root of a guest, with files of a seed.
+    Furnish { disk: String, seed: u64, mebibytes: u64 },
+    /// More files come to a disk with a root, or to the own one (`/`).
+    Keep { disk: String, seed: u64, mebibytes: u64 },
+    /// Those files are there.
+    Kept { disk: String, seed: u64, mebibytes: u64 },
+    /// A disk that was left with its root in use is whole.
+    Replay { disk: String },
     /// fio writes at random and verifies.
     Fio { disk: String, seed: u64 },
     /// fio verifies what an earlier fio wrote, perhaps elsewhere.
@@ -62,6 +70,14 @@ pub enum Exercise {
     Progress,
     /// Ends the load after its round; answers the rounds.
     Stop,
+    /// Writes and reads back with many requests in flight, in the background.
+    LoadMany { disk: String, seed: u64 },
+    /// How many writes of each of them were answered; an error if it met one.
+    Written,
+    /// Ends it; answers the same.
+    StopMany,
+    /// How many of each there are on a disk that is a guest's root; each at most so many.
+    Found { disk: String, seed: u64, most: u64 },
 }
 
 use Exercise::*;
@@ -76,6 +92,10 @@ impl fmt::Display for Exercise {
             Cycle { disk, seed, mebibytes } => write!(f, "cycle {disk} {seed} {mebibytes}"),
             Files { disk, seed, mebibytes } => write!(f, "files {disk} {seed} {mebibytes}"),
             Trim { disk } => write!(f, "trim {disk}"),
+            Furnish { disk, seed, mebibytes } => write!(f, "furnish {disk} {seed} {mebibytes}"),
+            Keep { disk, seed, mebibytes } => write!(f, "keep {disk} {seed} {mebibytes}"),
+            Kept { disk, seed, mebibytes } => write!(f, "kept {disk} {seed} {mebibytes}"),
+            Replay { disk } => write!(f, "replay {disk}"),
             Fio { disk, seed } => write!(f, "fio {disk} {seed}"),
             FioCheck { disk, seed } => write!(f, "fio-check {disk} {seed}"),
             Write { disk, offset, length, seed } => write!(f, "write {disk} {offset} {length} {seed}"),
@@ -86,6 +106,10 @@ impl fmt::Display for Exercise {
             Load { disk, seed } => write!(f, "load {disk} {seed}"),
             Progress => write!(f, "progress"),
             Stop => write!(f, "stop"),
+            LoadMany { disk, seed } => write!(f, "load-many {disk} {seed}"),
+            Written => write!(f, "written"),
+            StopMany => write!(f, "stop-many"),
+            Found { disk, seed, most } => write!(f, "found {disk} {seed} {most}"),
         }
     }
 }
@@ -105,6 +129,10 @@ impl FromStr for Exercise {
             "cycle" => Cycle { disk: disk()?, seed: number(2)?, mebibytes: number(3)? },
             "files" => Files { disk: disk()?, seed: number(2)?, mebibytes: number(3)? },
             "trim" => Trim { disk: disk()? },
+            "furnish" => Furnish { disk: disk()?, seed: number(2)?, mebibytes: number(3)? },
+            "keep" => Keep { disk: disk()?, seed: number(2)?, mebibytes: number(3)? },
+            "kept" => Kept { disk: disk()?, seed: number(2)?, mebibytes: number(3)? },
+            "replay" => Replay { disk: disk()? },
             "fio" => Fio { disk: disk()?, seed: number(2)? },
             "fio-check" => FioCheck { disk: disk()?, seed: number(2)? },
             "write" => Write { disk: disk()?, offset: number(2)?, length: number(3)?, seed: number(4)? },
@@ -115,15 +143,20 @@ impl FromStr for Exercise {
             "load" => Load { disk: disk()?, seed: number(2)? },
             "progress" => Progress,
             "stop" => Stop,
+            "load-many" => LoadMany { disk: disk()?, seed: number(2)? },
+            "written" => Written,
+            "stop-many" => StopMany,
+            "found" => Found { disk: disk()?, seed: number(2)?, most: number(3)? },
             other => bail!("no exercise is called {other:?}"),
         })
     }
 }
 
-/// Whoever does exercises: dom0 or a guest. It keeps the background load.
+/// Whoever does exercises: dom0 or a guest. It keeps the loads in the background.
 #[derive(Default)]
 pub struct Gymnast {
     load: Option<BackgroundLoad>,
+    many: Option<load::Load>,
 }
 
 struct BackgroundLoad {
@@ -151,6 +184,10 @@ impl Gymnast {
             Cycle { disk, seed, mebibytes } => files::cycle(disk, *seed, *mebibytes),
             Files { disk, seed, mebibytes } => files::verify(disk, *seed, *mebibytes),
             Trim { disk } => files::delete_and_trim(disk),
+            Furnish { disk, seed, mebibytes } => files::furnish(disk, *seed, *mebibytes),
+            Keep { disk, seed, mebibytes } => files::keep(disk, *seed, *mebibytes).map(|()| done()),
+            Kept { disk, seed, mebibytes } => files::kept(disk, *seed, *mebibytes),
+            Replay { disk } => files::replay(disk).map(|()| done()),
             Fio { disk, seed } => fio(disk, *seed, &["--do_verify=1"]),
             FioCheck { disk, seed } => fio(disk, *seed, &["--verify_only"]),
             Write { disk, offset, length, seed } => raw::write(disk, *offset, *length, *seed).map(|()| done()),
@@ -161,7 +198,28 @@ impl Gymnast {
             Load { disk, seed } => self.begin_load(disk, *seed).map(|()| done()),
             Progress => self.progress(),
             Stop => self.end_load(),
+            LoadMany { disk, seed } => {
+                self.many = Some(load::Load::begin(disk, *seed)?);
+                Ok(done())
+            }
+            Written => self.written(),
+            StopMany => self.stop_many(),
+            Found { disk, seed, most } => files::loaded(disk, *seed, *most).map(|counts| in_words(&counts)),
         }
+    }
+
+    fn written(&mut self) -> Result<String> {
+        let many = self.many.as_ref().context("no load is running")?;
+        if many.has_ended() {
+            return self.stop_many().and_then(|counts| bail!("the load ended by itself after {counts}"));
+        }
+        Ok(in_words(&many.written()))
+    }
+
+    fn stop_many(&mut self) -> Result<String> {
+        let mut many = self.many.take().context("no load is running")?;
+        many.stop()?;
+        Ok(in_words(&many.written()))
     }
 
     fn begin_load(&mut self, disk: &str, seed: u64) -> Result<()> {
@@ -202,6 +260,10 @@ impl Gymnast {
         }
         Ok(load.rounds.load(Ordering::Relaxed).to_string())
     }
+}
+
+fn in_words(counts: &[u64]) -> String {
+    counts.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// blkback looks at its disk's size only when a request wakes it, so something must be read.
@@ -267,6 +329,14 @@ mod tests {
             Load { disk: disk(), seed: 9 },
             Progress,
             Stop,
+            Furnish { disk: disk(), seed: 1, mebibytes: 2 },
+            Keep { disk: "/".to_owned(), seed: 1, mebibytes: 2 },
+            Kept { disk: disk(), seed: 1, mebibytes: 2 },
+            Replay { disk: disk() },
+            LoadMany { disk: "/load".to_owned(), seed: 9 },
+            Written,
+            StopMany,
+            Found { disk: disk(), seed: 9, most: 1 },
         ] {
             assert_eq!(exercise.to_string().parse::<Exercise>().unwrap(), exercise);
         }

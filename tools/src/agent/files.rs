@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::mount::MountFlags;
 
+use super::load;
 use super::process::run;
 use super::system::{mount_at, unmount_at};
 use records::pattern::{self, mix};
@@ -32,6 +33,68 @@ pub fn cycle(disk: &str, seed: u64, mebibytes: u64) -> Result<String> {
     unmount_at(AT)?;
     check(disk)?;
     Ok(format!("{found}; {}", trimmed.trim()))
+}
+
+/// The file that a load has, on a guest's root.
+pub const LOADED: &str = "load";
+
+/// Makes a disk the root of a guest: what its initramfs has, a file for a load, and files of a seed. Blocks are of 4 KiB,
+/// because libvhdi reads a child right only if that was written in whole ones.
+pub fn furnish(disk: &str, seed: u64, mebibytes: u64) -> Result<String> {
+    run(&["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", disk], LIMIT)?;
+    mount_disk(disk, MountFlags::empty())?;
+    run(&["busybox", "sh", "-c", &format!("cd {AT} && busybox cpio -idm < /boot/guest.img")], LIMIT)?;
+    // Written, so that the load changes no more than what is in it.
+    fs::write(Path::new(AT).join(LOADED), vec![0; load::WHOLE as usize])?;
+    write_files(&folder(AT, seed), seed, mebibytes)?;
+    rustix::fs::sync();
+    unmount_at(AT)?;
+    check(disk)?;
+    Ok("done".to_owned())
+}
+
+/// The folder of a seed, below a root.
+fn folder(root: &str, seed: u64) -> PathBuf {
+    Path::new(root).join(format!("kept-{seed}"))
+}
+
+/// Keeps files of a seed on a disk that has a file system, or in the own root (`/`).
+pub fn keep(disk: &str, seed: u64, mebibytes: u64) -> Result<()> {
+    mounted(disk, MountFlags::empty(), |root| {
+        write_files(&folder(root, seed), seed, mebibytes)?;
+        rustix::fs::sync();
+        Ok(())
+    })
+}
+
+/// What was kept is there.
+pub fn kept(disk: &str, seed: u64, mebibytes: u64) -> Result<String> {
+    mounted(disk, MountFlags::RDONLY, |root| verify_files(&folder(root, seed), seed, mebibytes))
+}
+
+/// How many writes of each thread of a load are on a disk.
+pub fn loaded(disk: &str, seed: u64, most: u64) -> Result<Vec<u64>> {
+    mounted(disk, MountFlags::RDONLY, |root| {
+        let path = Path::new(root).join(LOADED);
+        load::found(&File::open(&path).with_context(|| format!("opening {}", path.display()))?, seed, most)
+    })
+}
+
+/// Has the kernel put right what was under way when a disk was left, then ext4's own judge look at it.
+pub fn replay(disk: &str) -> Result<()> {
+    mounted(disk, MountFlags::empty(), |_| Ok(()))?;
+    check(disk)
+}
+
+/// Does something below a disk's root, or the own one.
+fn mounted<T>(disk: &str, flags: MountFlags, work: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+    if disk == "/" {
+        return work(disk);
+    }
+    mount_disk(disk, flags)?;
+    let done = work(AT);
+    unmount_at(AT)?;
+    done
 }
 
 /// Deletes every file and gives the space back to the disk.

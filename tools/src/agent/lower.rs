@@ -24,7 +24,7 @@ const LOOKING_LOOP: &str = "/dev/loop6";
 /// An image that QEMU makes or reads.
 const MADE: &str = "/disks/image";
 
-/// QEMU reading an image of 160 MiB under emulation.
+/// QEMU or libvhdi reading an image of 160 MiB under emulation.
 const CONVERT: Duration = Duration::from_secs(120);
 
 /// One lower disk.
@@ -112,7 +112,12 @@ pub fn convert_vhd(device: &str) -> Result<()> {
     run(&["qemu-img", "convert", "-f", "vpc", "-O", "raw", device, MADE], CONVERT).map(drop)
 }
 
-/// Looks at the disk that QEMU read last.
+/// Has libvhdi read a chain of VHDs on devices, leaf first, for [`look_at_converted`].
+pub fn read_chain(devices: &[&str]) -> Result<()> {
+    run(&[&["read-chain", MADE], devices].concat(), CONVERT).map(drop)
+}
+
+/// Looks at the disk that QEMU or libvhdi read last.
 pub fn look_at_converted<T>(look: impl FnOnce(&str) -> Result<T>) -> Result<T> {
     attach(LOOKING_LOOP, MADE)?;
     let seen = look(LOOKING_LOOP);

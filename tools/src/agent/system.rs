@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::fs::sync;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use rustix::system::{RebootCommand, finit_module, reboot};
 
 /// Mounts what the kernel offers. Where something is mounted already, that is fine.
@@ -85,5 +85,7 @@ pub fn restart() -> Result<()> {
 /// Ends the machine, or the guest.
 pub fn power_off() -> Result<()> {
     sync();
+    // A root on a disk is whole then, without its journal. Where it cannot be, the journal is there for that.
+    let _ = mount_remount("/", MountFlags::RDONLY, c"");
     reboot(RebootCommand::PowerOff).context("powering off")
 }

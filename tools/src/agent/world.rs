@@ -20,6 +20,9 @@ use crate::report::Backend;
 /// had nothing else to do.
 const GUEST_UP: Duration = Duration::from_secs(120);
 
+/// A guest has nothing to do at its end but to write back its root.
+const GUEST_DOWN: Duration = Duration::from_secs(120);
+
 /// The longest exercise, fio, ends by itself before this.
 const EXERCISE: Duration = Duration::from_secs(240);
 
@@ -92,23 +95,37 @@ impl<'a> World<'a> {
             }
             return Ok(side);
         }
+        self.create(name, kind, disks, &[])?;
+        Ok(side)
+    }
+
+    /// A PV guest that has its root on this disk.
+    pub fn rooted_guest(&mut self, name: &'static str, source: Source) -> Result<Side> {
+        self.create(name, "pv", &[("xvda", source)], &["root=\"/dev/xvda\""])?;
+        Ok(Side::Guest(name))
+    }
+
+    fn create(&mut self, name: &'static str, kind: &str, disks: &[(&str, Source)], more: &[&str]) -> Result<()> {
         let tools = format!("format=raw,vdev={TOOLS_DISK},access=r,backendtype=phy,target={TOOLS_LOOP}");
         let specs: Vec<String> = std::iter::once(tools)
             .chain(disks.iter().map(|(vdev, source)| self.server.disk(vdev, "rw", *source)))
             .map(|spec| format!("\"{spec}\""))
             .collect();
         let started = Instant::now();
-        let settings = [format!("name=\"{name}\""), format!("type=\"{kind}\""), format!("disk=[{}]", specs.join(","))];
+        let mut settings =
+            vec![format!("name=\"{name}\""), format!("type=\"{kind}\""), format!("disk=[{}]", specs.join(","))];
+        settings.extend(more.iter().map(|word| (*word).to_owned()));
         domain::create("guest.cfg", &settings)?;
         let id = domain::id(name)?;
         self.guests.insert(name, Guest { id, commands: 0 });
         self.await_guest(id, name)?;
         self.reporter.detail(&format!("guest {name} ({kind}) is up after {} ms", started.elapsed().as_millis()));
         for (vdev, _) in disks {
+            let side = Side::Guest(name);
             self.attached.push((side, (*vdev).to_owned()));
             self.ask(side, &Exercise::Appear { disk: format!("/dev/{vdev}") })?;
         }
-        Ok(side)
+        Ok(())
     }
 
     fn await_guest(&self, id: u32, name: &str) -> Result<()> {
@@ -183,13 +200,13 @@ impl<'a> World<'a> {
         })
     }
 
-    /// The same on the disk that a VHD is, as QEMU read it last.
+    /// The same on the disk that a VHD is, as another reader read it last.
     pub fn look_at_converted(&mut self, exercise: impl FnOnce(String) -> Exercise) -> Result<String> {
         let (gymnast, reporter) = (&mut self.gymnast, self.reporter);
         lower::look_at_converted(|device| {
             let exercise = exercise(device.to_owned());
-            let answer = gymnast.perform(&exercise).with_context(|| format!("dom0 on what QEMU read: {exercise}"))?;
-            reporter.detail(&format!("dom0 on what QEMU read: {exercise}: {answer}"));
+            let answer = gymnast.perform(&exercise).with_context(|| format!("dom0 on what was read: {exercise}"))?;
+            reporter.detail(&format!("dom0 on what was read: {exercise}: {answer}"));
             Ok(answer)
         })
     }
@@ -226,6 +243,13 @@ impl<'a> World<'a> {
         self.forget(name);
         ensure!(said.ok(), "xl destroy {name} ended with {:?}: {}", said.code, said.words());
         Ok(said.took)
+    }
+
+    /// Asks a guest to shut down, and waits until it is gone with all its disks.
+    pub fn shut_down(&mut self, name: &'static str) -> Result<()> {
+        domain::shutdown(name, GUEST_DOWN)?;
+        self.forget(name);
+        Ok(())
     }
 
     /// Destroys a guest if there is one of this name.

@@ -1,5 +1,6 @@
 //! Builds what a boot is made of: the initramfs of dom0, the small one of the guests, and the disk of tools.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -52,6 +53,10 @@ const RAW_MESSAGES: &str = include_str!("raw_messages.c");
 const RAW_PROGRAMS: [(&str, &[&str]); 2] =
     [("/usr/bin/raw-messages-blktap", &[]), ("/usr/bin/raw-messages-rfc", &["-DRFC"])];
 
+/// A reader of chains of VHDs over libvhdi, and its name in dom0.
+const READ_CHAIN: &str = include_str!("read_chain.c");
+const READ_CHAIN_PROGRAM: &str = "/usr/bin/read-chain";
+
 /// QEMU where Debian's libxl looks for it, and what it does not start without.
 const QDISK: &str = "/usr/libexec/xen-qemu-system-i386";
 const KEYMAP: &str = "/usr/share/qemu/keymaps/en-us";
@@ -76,7 +81,7 @@ pub struct Ours<'a> {
 /// Writes dom0's initramfs: a base that only changes with Debian's parts and our agent, and the job behind it.
 pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()> {
     let load = match task {
-        Task::Bench(_) => Some(compiled(LOAD, &[], to)?),
+        Task::Bench(_) => Some(compiled::<&str>(LOAD, &[], to)?),
         _ => None,
     };
     let guest = guest(parts, ours.agent, load.as_deref())?;
@@ -92,6 +97,9 @@ pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()
         let built = compiled(RAW_MESSAGES, dialect, to)?;
         tree.archive.file(program, 0o755, &built)?;
     }
+    let [headers, library] = ["usr/include", "usr/lib/x86_64-linux-gnu/libvhdi.a"].map(|part| parts.root().join(part));
+    let built = compiled(READ_CHAIN, &[OsStr::new("-I"), headers.as_ref(), library.as_ref()], to)?;
+    tree.archive.file(READ_CHAIN_PROGRAM, 0o755, &built)?;
     if let Task::Bench(plan) = task
         && plan.peers.contains(&Peer::Qdisk)
     {
@@ -126,12 +134,12 @@ pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()
     fs::write(to, tree.archive.finish()?).with_context(|| format!("writing {}", to.display()))
 }
 
-/// A static program made of a C source; `beside` is where its files may be for a moment.
-fn compiled(source: &str, arguments: &[&str], beside: &Path) -> Result<Vec<u8>> {
+/// A static program made of a C source and further words, libraries among them; `beside` is where its files may be for a moment.
+fn compiled<S: AsRef<OsStr>>(source: &str, words: &[S], beside: &Path) -> Result<Vec<u8>> {
     let [text, binary] = ["c", "built"].map(|extension| beside.with_extension(extension));
     fs::write(&text, source).with_context(|| format!("writing {}", text.display()))?;
     let flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"];
-    run(Command::new("gcc").args(flags).args(arguments).arg("-o").arg(&binary).arg(&text))
+    run(Command::new("gcc").args(flags).arg("-o").arg(&binary).arg(&text).args(words))
         .context("compiling a program of the boot: install gcc and libc6-dev")?;
     let bytes = fs::read(&binary)?;
     fs::remove_file(&text)?;

@@ -119,6 +119,8 @@ const PACKAGES: &[&str] = &[
     "liburing2",
     "libglib2.0-0",
     "libpcre2-8-0",
+    // a reader of differencing VHDs, as headers and a static library
+    "libvhdi-dev",
 ];
 
 /// QEMU as a backend in dom0, for the benchmark alone, with the libraries that it is linked with.

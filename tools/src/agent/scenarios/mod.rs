@@ -70,7 +70,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "vhd-volumes",
-        shows: "a chain of VHDs on logical volumes of LVM2: opened by path, snapshotted under load, read back layer by layer",
+        shows: "a guest boots from a chain of VHDs on logical volumes, is snapshotted under load, and each layer is what it was",
         fits_dom0: false,
         run: vhd::volumes,
     },
