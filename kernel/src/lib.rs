@@ -8,7 +8,7 @@
 //! - [`vbd`]: one disk: handshake, properties, end
 //! - [`queue`]: its ring: turns, back-pressure, events
 //! - [`request`]: one request from its parsing to its answer; shorter ways: `resident` of those that wait for nothing,
-//!   `straight` of those that wait for a lower disk alone
+//!   `straight` of those that wait for a lower disk alone; `sheet`: what requests note down
 //! - [`control`]: tapdisk's messages; [`failures`]: what its clients are told unasked
 //! - [`stats`], [`report`], [`quiet`]: what happened, and what is told of it, within limits
 //! - [`power`]: poweroff and reboot
@@ -40,6 +40,7 @@ pub mod quiet;
 pub mod report;
 pub mod request;
 mod resident;
+mod sheet;
 pub mod stats;
 mod straight;
 pub mod vbd;

@@ -2,7 +2,6 @@
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
-use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
 use drivers::disk::{Device, Error, Op, Piece, SECTOR_BYTES};
@@ -11,14 +10,15 @@ use protocol::blkif::{self, Body, Request, Segment, Status, Way, Why};
 use protocol::mem::Memory;
 use xen::grant::Batch;
 use xen::kept::Kept;
-use xen::limits::{SEGMENTS_INDIRECT, SEGMENTS_PER_VBD};
+use xen::limits::SEGMENTS_PER_VBD;
 use xen::memory::Promise;
-use xen::page::{NoMemory, PageRef};
+use xen::page::NoMemory;
 use xen::port::{DomId, GrantRef, Instant, Move, Refused, Way as Direction, Xen};
 use xen::sync::Credits;
 
 use crate::minor::Minor;
 use crate::queue::Handle;
+use crate::sheet::{Descriptors, Sheet, Sheets};
 use crate::stats::{Operation, Stats, add};
 
 /// What the requests of one ring share.
@@ -41,23 +41,10 @@ pub struct Desk<X: Xen> {
     pub batch: Batch,
     /// Pages of the guest that stay mapped, if it wants that, as long as its ring is there.
     pub(crate) kept: RefCell<Option<Kept<X>>>,
-    /// What requests that ended leave for the next ones, so that a disk under load allocates nothing.
-    #[expect(clippy::vec_box, reason = "they are handed on, and shall be cheap to move")]
-    spare: RefCell<Vec<Box<Sheet>>>,
+    /// Memory for what requests note down.
+    pub(crate) sheets: Sheets,
+    descriptors: Descriptors,
     _memory: Promise,
-}
-
-/// Sheets kept for requests to come; more in flight than these allocate theirs.
-const SHEETS_KEPT: usize = 32;
-
-/// What one request notes down.
-#[derive(Default)]
-pub(crate) struct Sheet {
-    pub(crate) segments: Vec<Segment>,
-    pub(crate) pieces: Vec<Piece>,
-    /// References of the pages with descriptors.
-    pages: Vec<u32>,
-    descriptors: Option<PageRef>,
 }
 
 /// What a request asks for, but for what is on its sheet: it is moved some times, and shall be small.
@@ -144,7 +131,7 @@ impl From<Error> for Failed {
 }
 
 /// How many segments a request holds while it is in flight.
-fn segments(body: &Body) -> usize {
+pub(crate) fn segments(body: &Body) -> usize {
     match body {
         Body::Transfer { segments, .. } => segments.len(),
         Body::Indirect { count, .. } => usize::from(*count),
@@ -173,7 +160,8 @@ impl<X: Xen> Desk<X> {
             batch: Batch::default(),
             kept: RefCell::new(kept),
             segments: Credits::new(SEGMENTS_PER_VBD),
-            spare: RefCell::default(),
+            sheets: Sheets::default(),
+            descriptors: Descriptors::default(),
             _memory: memory,
         }
     }
@@ -182,7 +170,7 @@ impl<X: Xen> Desk<X> {
     /// polled first.
     pub fn serve(self: Rc<Self>, request: Request) -> impl Future<Output = Answer> {
         let in_flight = self.minor.enter_request();
-        let mut sheet = self.sheet();
+        let mut sheet = self.sheets.take(0);
         let (id, operation, segments) = (request.id, request.operation, segments(&request.body));
         let work = Work::note(request.body, &mut sheet);
         async move {
@@ -196,6 +184,9 @@ impl<X: Xen> Desk<X> {
         let began = self.clock.get();
         // What it is to hold is granted before it holds anything: who waits here stands in nobody's way.
         self.segments.take(segments).await;
+        if let Work::Indirect { .. } = work {
+            sheet = self.sheets.widen(sheet, segments);
+        }
         let result = match self.minor.stack(self.ring.life) {
             Some(stack) => self.perform(&stack, work, &mut sheet).await,
             // It was closed under its rings.
@@ -230,7 +221,7 @@ impl<X: Xen> Desk<X> {
                 self.judge(failed)
             }
         };
-        self.keep(sheet);
+        self.sheets.put(sheet);
         status
     }
 
@@ -239,27 +230,6 @@ impl<X: Xen> Desk<X> {
         match way {
             Way::Read => &self.stats.reads,
             Way::Write => &self.stats.writes,
-        }
-    }
-
-    /// A sheet with nothing on it.
-    pub(crate) fn sheet(&self) -> Box<Sheet> {
-        self.spare.borrow_mut().pop().unwrap_or_default()
-    }
-
-    /// Keeps a sheet for the next request: as many small ones as are of use, and of large ones what the segments in
-    /// flight can fill.
-    pub(crate) fn keep(&self, mut sheet: Box<Sheet>) {
-        sheet.segments.clear();
-        sheet.pages.clear();
-        let mut spare = self.spare.borrow_mut();
-        let large = |sheet: &Sheet| sheet.segments.capacity() > 64;
-        let room = match large(&sheet) {
-            true => spare.iter().filter(|kept| large(kept)).count() < SEGMENTS_PER_VBD / usize::from(SEGMENTS_INDIRECT),
-            false => spare.len() < SHEETS_KEPT,
-        };
-        if room {
-            spare.push(sheet);
         }
     }
 
@@ -319,18 +289,15 @@ impl<X: Xen> Desk<X> {
     /// Copies the descriptors of an indirect request to a page nobody else can write, once, and reads them there
     /// (XSA-155).
     async fn fetch(&self, count: u16, sheet: &mut Sheet) -> Result<(), Failed> {
-        let page = match &sheet.descriptors {
-            Some(page) => page.clone(),
-            None => sheet.descriptors.insert(PageRef::alone()?).clone(),
-        };
         let mut left = count;
         for index in 0..sheet.pages.len() {
             let here = left.min(blkif::SEGMENTS_PER_PAGE);
             left -= here;
             let bytes = usize::from(here) * blkif::SEGMENT_BYTES;
+            let room = self.descriptors.take(bytes)?;
             let fetch = Move {
-                ours: page.clone(),
-                ours_at: 0,
+                ours: room.page.clone(),
+                ours_at: room.at as u16,
                 domain: self.guest,
                 grant: GrantRef(sheet.pages[index]),
                 theirs_at: 0,
@@ -339,10 +306,9 @@ impl<X: Xen> Desk<X> {
             };
             self.copy(core::iter::once(fetch)).await?;
             let mut descriptors = [0; 512];
-            for chunk in 0..bytes.div_ceil(descriptors.len()) {
-                let at = chunk * descriptors.len();
+            for at in (0..bytes).step_by(descriptors.len()) {
                 let some = &mut descriptors[..(bytes - at).min(512)];
-                page.read(at, some);
+                room.page.read(room.at + at, some);
                 for segment in blkif::segments(some, (some.len() / blkif::SEGMENT_BYTES) as u16) {
                     sheet.segments.push(segment?);
                 }

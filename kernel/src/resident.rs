@@ -29,11 +29,11 @@ impl<X: Xen> Desk<X> {
                 (*way, self.move_all(ram, kept, *way, *sector, segments)?, segments.len())
             }
             Body::Indirect { way, sector, count, pages } => {
-                let mut sheet = self.sheet();
+                let mut sheet = self.sheets.take(usize::from(*count));
                 let moved = self
                     .read_descriptors(kept, pages, *count, &mut sheet.segments)
                     .and_then(|()| self.move_all(ram, kept, *way, *sector, &sheet.segments));
-                self.keep(sheet);
+                self.sheets.put(sheet);
                 (*way, moved?, usize::from(*count))
             }
             Body::Transfer { barrier: true, .. } | Body::Flush | Body::Barrier | Body::Discard { .. } => return None,

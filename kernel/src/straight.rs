@@ -16,7 +16,8 @@ use xen::port::{GrantRef, Instant, Move, Refused, Way as Direction, Xen};
 use xen::sync::Completions;
 
 use crate::minor::InFlight;
-use crate::request::{Answer, Desk, Failed, Sheet};
+use crate::request::{Answer, Desk, Failed, segments};
+use crate::sheet::Sheet;
 
 /// A transfer under way.
 struct Flight<X: Xen> {
@@ -74,10 +75,10 @@ impl<X: Xen> Desk<X> {
     pub fn depart(&self, stack: &Stack<X>, request: &Request, flights: &mut Flights<X>) -> Option<usize> {
         let mut kept = self.kept.borrow_mut();
         let kept = kept.as_mut()?;
-        let mut sheet = self.sheet();
+        let mut sheet = self.sheets.take(segments(&request.body));
         let begun = self.ready(stack, kept, request, &mut sheet);
         let Some((way, disk, at)) = begun else {
-            self.keep(sheet);
+            self.sheets.put(sheet);
             return None;
         };
         let segments = sheet.segments.len();
