@@ -19,7 +19,7 @@ use crate::blkif::SECTOR;
 use crate::disk::{Disk, SharedDisk};
 use crate::handle::SimXen;
 use crate::random::Random;
-use crate::run::{DRIVER, Run, Turn, memory};
+use crate::run::{DRIVER, Run, Turn, heap};
 use crate::stage::XVDA;
 
 /// Polls of a future that needs nobody else.
@@ -99,7 +99,7 @@ fn below(seed: u64, options: Options, prepare: impl FnOnce(&mut Disk)) -> (Run, 
     prepare(&mut disk.borrow_mut());
     let back = run.lower(XVDA, &disk);
     back.borrow_mut().options = options;
-    let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(memory));
+    let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(heap));
     let lowers = Lowers::new(&domain, &xen::store::Store::connect(&domain));
     domain.exec.spawn(lowers.clone().run());
     run.drive_by(Box::new(move || {

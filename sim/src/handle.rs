@@ -13,6 +13,7 @@ use xen::port::{
 
 use crate::event::Channel;
 use crate::fault::Fault;
+use crate::memory::of_world;
 use crate::schedule::{point, undisturbed, woken};
 use crate::world::World;
 
@@ -52,6 +53,20 @@ impl SimXen {
         let struck = self.world.faults().strikes(fault);
         struck.map_or(Ok(()), |verdict| Err(Refused(verdict.code)))
     }
+
+    fn copy_one(&self, what: &Move) -> Result<(), Refused> {
+        self.strike(Fault::CopyAgain)?;
+        self.strike(Fault::Copy)?;
+        self.world.judge(what);
+        undisturbed(|| {
+            if what.way == Way::Out {
+                let mut sectors = vec![0; what.bytes.into()];
+                what.ours.read(what.ours_at.into(), &mut sectors);
+                self.world.judge_secret(what.domain, &sectors);
+            }
+            self.world.copy(self.id, what)
+        })
+    }
 }
 
 /// A mapped page. Dropping one that stands is a leak, and a panic.
@@ -84,14 +99,18 @@ impl Xen for SimXen {
 
     fn alloc_unbound(&self, remote: DomId) -> Result<Port, Refused> {
         point();
-        self.strike(Fault::AllocUnbound)?;
-        self.world.alloc_unbound(self.id, remote)
+        of_world(|| {
+            self.strike(Fault::AllocUnbound)?;
+            self.world.alloc_unbound(self.id, remote)
+        })
     }
 
     fn bind(&self, remote: DomId, port: Port) -> Result<Port, Refused> {
         point();
-        self.strike(Fault::Bind)?;
-        self.world.bind(self.id, remote, port)
+        of_world(|| {
+            self.strike(Fault::Bind)?;
+            self.world.bind(self.id, remote, port)
+        })
     }
 
     fn close(&self, port: Port) {
@@ -99,7 +118,8 @@ impl Xen for SimXen {
             return;
         }
         point();
-        assert!(self.world.close(self.id, port), "{:?} closed {port:?}, which is not open", self.id);
+        let closed = of_world(|| self.world.close(self.id, port));
+        assert!(closed, "{:?} closed {port:?}, which is not open", self.id);
     }
 
     fn notify(&self, port: Port) {
@@ -107,7 +127,8 @@ impl Xen for SimXen {
             return;
         }
         point();
-        assert!(self.world.notify(self.id, port), "{:?} notified {port:?}, which is not open", self.id);
+        let notified = of_world(|| self.world.notify(self.id, port));
+        assert!(notified, "{:?} notified {port:?}, which is not open", self.id);
         woken();
     }
 
@@ -121,20 +142,23 @@ impl Xen for SimXen {
 
     fn take_events(&self, each: &mut dyn FnMut(Port)) {
         point();
-        self.world.take_events(self.id).into_iter().for_each(each);
+        let events = of_world(|| self.world.take_events(self.id));
+        events.into_iter().for_each(each);
         point();
     }
 
     fn lend(&self, page: &PageRef, to: DomId, access: Access) -> Result<GrantRef, Refused> {
         point();
-        let address = page.address();
-        let mut lent = self.lent.borrow_mut();
-        assert!(!lent.pages.contains(&address), "{:?} lent a page twice without reclaiming it", self.id);
-        self.strike(Fault::Lend)?;
-        let grant = self.world.lend(self.id, page, to, access)?;
-        lent.pages.insert(address);
-        lent.grants.insert(grant, address);
-        Ok(grant)
+        of_world(|| {
+            let address = page.address();
+            let mut lent = self.lent.borrow_mut();
+            assert!(!lent.pages.contains(&address), "{:?} lent a page twice without reclaiming it", self.id);
+            self.strike(Fault::Lend)?;
+            let grant = self.world.lend(self.id, page, to, access)?;
+            lent.pages.insert(address);
+            lent.grants.insert(grant, address);
+            Ok(grant)
+        })
     }
 
     fn reclaim(&self, grant: GrantRef) -> Result<(), StillInUse> {
@@ -142,23 +166,28 @@ impl Xen for SimXen {
             return Ok(());
         }
         point();
-        if self.world.faults().strikes(Fault::Reclaim).is_some() {
-            return Err(StillInUse);
-        }
-        self.world.reclaim(self.id, grant)?;
-        let mut lent = self.lent.borrow_mut();
-        let address = lent.grants.remove(&grant).expect("lent before it was reclaimed");
-        lent.pages.remove(&address);
-        Ok(())
+        of_world(|| {
+            if self.world.faults().strikes(Fault::Reclaim).is_some() {
+                return Err(StillInUse);
+            }
+            self.world.reclaim(self.id, grant)?;
+            let mut lent = self.lent.borrow_mut();
+            let address = lent.grants.remove(&grant).expect("lent before it was reclaimed");
+            lent.pages.remove(&address);
+            Ok(())
+        })
     }
 
     fn map(&self, pages: &[Foreign], into: &mut Vec<Result<SimMapping, Refused>>) {
+        // What grows here is the product's.
         into.extend(pages.iter().map(|what| {
             point();
-            self.strike(Fault::MapAgain)?;
-            self.strike(Fault::Map)?;
-            let (handle, page) = self.world.map(self.id, *what)?;
-            Ok(SimMapping { world: self.world.clone(), by: self.id, handle, page })
+            of_world(|| {
+                self.strike(Fault::MapAgain)?;
+                self.strike(Fault::Map)?;
+                let (handle, page) = self.world.map(self.id, *what)?;
+                Ok(SimMapping { world: self.world.clone(), by: self.id, handle, page })
+            })
         }));
     }
 
@@ -168,11 +197,12 @@ impl Xen for SimXen {
         }
         for page in pages.drain(..) {
             point();
-            self.world.unmap(self.id, page.handle);
+            of_world(|| self.world.unmap(self.id, page.handle));
         }
     }
 
     fn copy(&self, moves: &[Move], into: &mut Vec<Result<(), Refused>>) {
+        // What grows here is the product's.
         into.extend(moves.iter().map(|what| {
             for at in [what.ours_at, what.theirs_at] {
                 assert!(
@@ -184,17 +214,7 @@ impl Xen for SimXen {
             }
             // Others run between two copies of a batch, as on other processors they do.
             point();
-            self.strike(Fault::CopyAgain)?;
-            self.strike(Fault::Copy)?;
-            self.world.judge(what);
-            undisturbed(|| {
-                if what.way == Way::Out {
-                    let mut sectors = vec![0; what.bytes.into()];
-                    what.ours.read(what.ours_at.into(), &mut sectors);
-                    self.world.judge_secret(what.domain, &sectors);
-                }
-                self.world.copy(self.id, what)
-            })
+            of_world(|| self.copy_one(what))
         }));
         point();
     }
@@ -207,7 +227,7 @@ impl Xen for SimXen {
     fn wait(&self, _until: Option<Instant>) {}
 
     fn say(&self, bytes: &[u8]) {
-        self.world.say(self.id, bytes);
+        of_world(|| self.world.say(self.id, bytes));
     }
 
     fn store_ring(&self) -> (&Page, Port) {

@@ -7,6 +7,8 @@ use std::sync::Once;
 
 use xen::port::Instant;
 
+use crate::memory::of_world;
+
 const LINES_MAX: usize = 200;
 
 type Clock = Box<dyn Fn() -> Instant>;
@@ -31,7 +33,7 @@ impl log::Log for Journal {
         if record.level() <= log::Level::Info {
             SAID.set(SAID.get() + 1);
         }
-        note(|| format!("{:>9} us {} {}", micros(), record.level(), record.args()));
+        of_world(|| note(|| format!("{:>9} us {} {}", micros(), record.level(), record.args())));
     }
 
     fn flush(&self) {}

@@ -21,6 +21,7 @@
 //! - [`crash`]: power cuts at every write and flush; [`ledger`]: what a guest may count on after one
 //! - [`journal`]: what the product logged, for the text of a failure
 //! - [`run`]: the scheduler that plays them against each other; [`schedule`]: peers within the product's turns
+//! - [`memory`]: what the product holds of its heap
 //! - [`stage`]: a run with the product booted in it
 //! - [`worlds`]: whole worlds of a seed: honest, clumsy, hostile
 //! - [`fuzz`]: targets of a fuzzer: peers that are bytes
@@ -47,6 +48,7 @@ pub mod ledger;
 pub mod lie;
 pub mod lvm;
 pub mod marks;
+pub mod memory;
 pub mod promise;
 pub mod random;
 pub mod run;

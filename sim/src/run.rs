@@ -15,6 +15,7 @@ use crate::disk::{SharedDisk, SharedModel};
 use crate::frontend::{Frontend, Phase};
 use crate::handle::SimXen;
 use crate::journal;
+use crate::memory::{self, of_product};
 use crate::random::Random;
 use crate::schedule::{Peers, Rate};
 use crate::store::Store;
@@ -84,7 +85,7 @@ thread_local! {
 }
 
 /// What the domain under test is told of its heap: bytes in use, and in all.
-pub fn memory() -> (usize, usize) {
+pub fn heap() -> (usize, usize) {
     MEMORY.get()
 }
 
@@ -132,6 +133,7 @@ impl Run {
     /// A world of which this seed decides everything: dom0, xenstored, and the domain under test created, not started.
     pub fn new(seed: u64) -> Self {
         journal::begin();
+        memory::begin();
         crate::disk::begin();
         let mut random = Random::new(seed);
         let world = World::new(random.fork());
@@ -170,7 +172,8 @@ impl Run {
 
     /// Starts the product in the domain under test. Which of its ready tasks runs next is the seed's choice too.
     pub fn boot(&mut self) {
-        let tapdom = Rc::new(kernel::start(SimXen::new(&self.world, DRIVER), memory, self.channels.clone()));
+        let xen = SimXen::new(&self.world, DRIVER);
+        let tapdom = Rc::new(of_product(|| kernel::start(xen, heap, self.channels.clone())));
         let mut random = self.random.fork();
         self.tapdom = Some(tapdom.clone());
         self.when_ended(&tapdom.shared().domain);
@@ -295,7 +298,7 @@ impl Run {
         self.timer = None;
         let turns = self.turns;
         journal::trace(|| format!("tapdom, turn {turns}"));
-        match journal::deeper(|| self.peers.beside(domain)) {
+        match journal::deeper(|| of_product(|| self.peers.beside(domain))) {
             Turn::Busy => {
                 self.busy = true;
                 self.spins = if self.world.activity() == activity { self.spins + 1 } else { 0 };

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::journal;
+use crate::memory::of_world;
 use crate::random::Random;
 use crate::run::Actor;
 use crate::world::World;
@@ -174,7 +175,7 @@ pub fn point() {
             // Peers touch pages too; theirs are no points.
             LEFT.set(0);
             let peers = PEERS.with_borrow(Clone::clone).expect("points are counted only in a turn");
-            journal::deeper(|| peers.interleave());
+            of_world(|| journal::deeper(|| peers.interleave()));
             LEFT.set(peers.gap());
         }
         left => LEFT.set(left - 1),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::blkback::SharedBlkback;
 use crate::disk::{Disk, Model, SharedDisk, SharedModel};
 use crate::frontend::{Options, Phase};
+use crate::memory::{self, Heap, NOTES_LEFT};
 use crate::run::{Baseline, DRIVER, Run, SharedFrontend};
 use crate::toolstack::{Kind, Vbd};
 use kernel::control::Channel;
@@ -31,6 +32,7 @@ pub struct Stage {
     /// Whoever gets at the whole lower disk may see what others wrote there.
     sharers: Option<SharedModel>,
     clean: Baseline,
+    heap: Heap,
 }
 
 /// A guest with its disk.
@@ -87,8 +89,8 @@ impl Stage {
         let ready = run.until(Duration::from_secs(20), |_| client.exists("data/ready"));
         assert!(ready, "never ready:\n{}", run.scene());
         run.rest(Duration::from_secs(2));
-        let clean = run.baseline(DRIVER);
-        Stage { run, lower: None, sharers: None, clean }
+        let (clean, heap) = (run.baseline(DRIVER), memory::held());
+        Stage { run, lower: None, sharers: None, clean, heap }
     }
 
     /// The lower disk.
@@ -165,5 +167,17 @@ impl Stage {
         // The store's own ring page and the console are not the product's to count.
         assert_eq!(held.mappings.get(), self.clean.holdings.mappings);
         assert_eq!(held.grants.get(), self.clean.holdings.grants);
+        self.assert_few_notes();
+        // Disks of messages are there until a message takes them away.
+        let minors = self.run.tapdom().expect("it runs").shared().minors.all();
+        let disks: u64 = minors.iter().map(|minor| minor.memory_bytes()).sum();
+        let pages = (memory::held() - self.heap).pages as u64;
+        assert!(pages <= disks, "{pages} bytes of pages are still held\n{}", self.run.scene());
+    }
+
+    /// The product's heap holds hardly more than after its boot; pages that others do not let go of apart.
+    pub fn assert_few_notes(&self) {
+        let left = (memory::held() - self.heap).notes;
+        assert!(left <= NOTES_LEFT, "{left} bytes beside pages are still held\n{}", self.run.scene());
     }
 }

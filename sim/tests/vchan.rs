@@ -9,7 +9,7 @@ use sim::event::Channel;
 use sim::fault::Fault;
 use sim::handle::SimXen;
 use sim::marks;
-use sim::run::{DRIVER, Run, memory, seeds};
+use sim::run::{DRIVER, Run, heap, seeds};
 use sim::vchan::caller::{CLUMSY, Caller, Deed, HOSTILE, ROWS};
 use sim::vchan::client::{Client, offer};
 use sim::world::DOM0;
@@ -82,7 +82,7 @@ fn what_is_published() {
 #[test]
 fn paths_that_clients_cannot_hold_are_refused() {
     let run = Run::new(1);
-    let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(memory));
+    let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(heap));
     let store = Store::connect(&domain);
     let at = |path: &str| Server::new(&store, path, DOM0, Orders::ONE_PAGE_EACH).map(drop);
     assert_eq!(at("data/tapdisk-rfc"), Ok(()));

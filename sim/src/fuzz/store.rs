@@ -15,7 +15,7 @@ use xen::store::Store;
 
 use crate::handle::SimXen;
 use crate::random::Random;
-use crate::run::memory;
+use crate::run::heap;
 use crate::world::{DOM0, World};
 
 const SELF: DomId = DomId(1);
@@ -85,7 +85,7 @@ struct Us {
 
 impl Us {
     fn new(world: &World) -> Self {
-        let domain = Domain::new(SimXen::new(world, SELF), Budget::new(memory));
+        let domain = Domain::new(SimXen::new(world, SELF), Budget::new(heap));
         let store = Store::connect(&domain);
         Us { domain, store, asked: Vec::new(), got: Rc::default() }
     }

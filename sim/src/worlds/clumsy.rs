@@ -56,6 +56,7 @@ pub fn play(seed: u64) -> Report {
     for guest in &guests {
         assert_eq!(stage.run.world.life(guest.id), None, "{:?} is a zombie", guest.id);
     }
+    stage.assert_few_notes();
     let held = stage.run.tapdom().expect("it runs").held();
     assert_eq!((held.pages.get(), held.mappings.get(), held.nodes.get()), (0, 0, 0), "still held");
     let left = stage.run.store.list(&format!("/local/domain/{}/backend", DRIVER.0));

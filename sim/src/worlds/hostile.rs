@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use xen::page::PAGE_BYTES;
 use xen::port::{DomId, Instant};
 
 use crate::blkback;
@@ -21,6 +22,7 @@ use crate::hostile::pages::clean;
 use crate::hostile::rows::{Abi, Keep, Load, Step};
 use crate::journal;
 use crate::marks;
+use crate::memory::{self, Heap, NOTES_LEFT, NOTES_PER_DISK};
 use crate::run::{Baseline, DRIVER};
 use crate::stage::{Guest, Stage, XVDA};
 use crate::toolstack::{Kind, Vbd};
@@ -71,6 +73,8 @@ struct Scene {
     attaches: u64,
     /// The most pages of others that were mapped at once, beside those of rings.
     kept_max: usize,
+    /// What the product held before.
+    heap: Heap,
 }
 
 /// Plays the world of this seed.
@@ -98,6 +102,8 @@ impl Scene {
         stage.back().borrow_mut().options = blkback::Options { latency, ..options };
         part_up(&stage.disk());
         let clean = stage.run.baseline(DRIVER);
+        memory::peak();
+        let heap = memory::held();
         if stage.run.random.one_in(4) {
             fault::some(
                 &stage.run.world,
@@ -106,7 +112,7 @@ impl Scene {
             );
         }
         let grace = Rc::new(Cell::new(Instant(0)));
-        Scene { stage, clean, lower, honest: Vec::new(), bad: Vec::new(), grace, attaches: 0, kept_max: 0 }
+        Scene { stage, clean, lower, honest: Vec::new(), bad: Vec::new(), grace, attaches: 0, kept_max: 0, heap }
     }
 
     /// Attaches all disks, the honest ones first.
@@ -273,6 +279,17 @@ impl Scene {
         marks::hit(Step::NumberReused.mark());
     }
 
+    /// What all of them made the product hold: so much for each disk at most, and nearly nothing in the end.
+    fn look_at_the_heap(&self) {
+        let (most, left) = (memory::peak() - self.heap, memory::held() - self.heap);
+        let bound = self.attaches as usize * NOTES_PER_DISK;
+        assert!(most.notes <= bound, "{} disks had the product hold {} bytes beside pages", self.attaches, most.notes);
+        // Disks in memory, the room that is tried when one is opened, and a page for descriptors on each ring.
+        let bound = self.attaches as usize * (512 << 10) + (4 << 20) + self.attaches as usize * PAGE_BYTES;
+        assert!(most.pages <= bound, "{} disks had the product hold {} bytes of pages", self.attaches, most.pages);
+        assert!(left.notes <= NOTES_LEFT && left.pages == 0, "{left:?} are still held\n{}", self.stage.run.scene());
+    }
+
     fn audit_bad(&self) {
         self.bad.iter().for_each(|bad| bad.hostile.borrow_mut().audit());
     }
@@ -312,6 +329,7 @@ impl Scene {
             report.guest(&guest.front.borrow().tally);
         }
         self.stage.run.rest(Duration::from_secs(2));
+        self.look_at_the_heap();
         let errors = self.stage.run.store.list(&format!("/local/domain/{}/error", DRIVER.0));
         let told = errors.iter().filter(|line| line.contains("/error = ")).count();
         assert!(told <= 9, "{told} errors are kept:\n{}", errors.join("\n"));

@@ -329,6 +329,7 @@ fn end(stage: &mut Stage, guests: Vec<Guest>, report: &mut Report) {
     stage.run.rest(Duration::from_secs(40));
     let numbers: Vec<u16> = left(&stage.run).iter().map(|minor| minor.number()).collect();
     assert!(numbers.is_empty(), "minors {numbers:?} are left\n{}", stage.run.scene());
+    stage.assert_few_notes();
     let held = stage.run.tapdom().expect("it runs").held();
     assert_eq!((held.pages.get(), held.mappings.get(), held.nodes.get()), (0, 0, 0), "{}", stage.run.scene());
 }

@@ -14,7 +14,7 @@ use xen::vchan::{Connection, Server};
 
 use crate::fault::{self, Fault};
 use crate::handle::SimXen;
-use crate::run::{Baseline, DRIVER, Run, Turn, memory};
+use crate::run::{Baseline, DRIVER, Run, Turn, heap};
 use crate::vchan::caller::{CLUMSY, Caller, Deed, HOSTILE, SharedCaller};
 use crate::world::DOM0;
 use crate::worlds::Report;
@@ -53,7 +53,7 @@ impl Echo {
     /// One server for each name, for these clients and with these orders.
     pub fn new(seed: u64, names: &[(&str, DomId)], orders: Orders) -> Self {
         let mut run = Run::new(seed);
-        let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(memory));
+        let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(heap));
         let store = Store::connect(&domain);
         for (name, client) in names {
             if !run.world.alive(*client) {
