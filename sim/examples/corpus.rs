@@ -137,6 +137,26 @@ fn all() -> Vec<(&'static str, Inputs)> {
             ],
         ),
         (
+            // Extents, disks with their areas, volumes with their segments; whether anything is wrong; then area by area.
+            "volumes",
+            vec![
+                ("linear", vec![0, 0, 4, 1, 3, 9, 0, 0, 1, 0, 2, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0]),
+                (
+                    "striped",
+                    vec![1, 1, 9, 0, 3, 15, 20, 0, 5, 9, 1, 1, 2, 2, 0, 1, 1, 3, 1, 0, 0, 1, 0, 1, 1, 0, 0, 0, 2],
+                ),
+                (
+                    "stale-and-damaged",
+                    vec![2, 2, 9, 0, 3, 9, 9, 0, 3, 9, 9, 0, 3, 9, 0, 0, 1, 0, 0, 0, 1, 0, 1, 2, 0, 1, 3],
+                ),
+                ("a-text", vec![0, 0, 4, 1, 3, 9, 0, 0, 1, 0, 2, 0, 0, 0, 1, 3, 0, 2, 1, 1, 40, 0, 3, 9]),
+                (
+                    "a-label",
+                    vec![0, 0, 4, 1, 3, 9, 0, 0, 1, 0, 2, 0, 0, 0, 0, 3, 0, 2, 1, 1, 2, 0, 1, 3, 0, 0, 3, 2, 1],
+                ),
+            ],
+        ),
+        (
             "names",
             vec![
                 ("lower", b"aio:/dev/xvda".to_vec()),

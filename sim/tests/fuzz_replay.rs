@@ -101,4 +101,4 @@ macro_rules! replays {
     };
 }
 
-replays! { answers blkif control domain handshake handshake_lower image names requests store tables vchan }
+replays! { answers blkif control domain handshake handshake_lower image names requests store tables vchan volumes }

@@ -10,6 +10,7 @@
 //! - `fuzz/store.rs`: a xenstored
 //! - `fuzz/tables.rs`: a disk with a partition table
 //! - `fuzz/image.rs`: a chain of VHDs
+//! - `fuzz/volumes.rs`: disks with a volume group
 //! - `fuzz/names.rs`: a toolstack's texts
 //! - `fuzz/control.rs`: a control channel's bytes
 //! - `fuzz/vchan.rs`: the other side of a vchan's page
@@ -25,6 +26,7 @@ mod ring;
 mod store;
 mod tables;
 mod vchan;
+mod volumes;
 
 pub use blkif::blkif;
 pub use control::control;
@@ -36,6 +38,7 @@ pub use ring::{answers, requests};
 pub use store::store;
 pub use tables::tables;
 pub use vchan::vchan;
+pub use volumes::volumes;
 
 /// One target.
 pub struct Target {
@@ -60,5 +63,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "names", run: names, replay: (20000, 96) },
     Target { name: "control", run: control, replay: (1500, 256) },
     Target { name: "vchan", run: vchan, replay: (4000, 256) },
+    Target { name: "volumes", run: volumes, replay: (4000, 256) },
     Target { name: "domain", run: domain, replay: (60, 256) },
 ];
