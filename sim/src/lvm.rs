@@ -102,3 +102,26 @@ pub fn id(bytes: &[u8; 32]) -> String {
     });
     parts.join("-")
 }
+
+/// A group's text over one or more physical volumes, `pv0` and so on: extents of 64 sectors, 100 from sector 2048 on.
+pub fn text(group: &str, id: &str, seqno: u32, physical: &[&str], volumes: &str) -> String {
+    let physical: String = physical
+        .iter()
+        .zip(0..)
+        .map(|(id, n)| format!("pv{n} {{\nid = \"{id}\"\npe_start = 2048\npe_count = 100\n}}\n"))
+        .collect();
+    format!(
+        "{group} {{\nid = \"{id}\"\nseqno = {seqno}\nstatus = [\"READ\", \"WRITE\"]\nextent_size = 64\n\
+         physical_volumes {{\n{physical}}}\nlogical_volumes {{\n{volumes}}}\n}}\n# end\n\0"
+    )
+}
+
+/// A logical volume of a text.
+pub fn volume(name: &str, count: u32, segments: &str) -> String {
+    format!("{name} {{\nstatus = [\"READ\", \"WRITE\", \"VISIBLE\"]\nsegment_count = {count}\n{segments}}}\n")
+}
+
+/// A segment of a logical volume; `rest` is its type and where it lies.
+pub fn segment(number: u32, start: u32, extents: u32, rest: &str) -> String {
+    format!("segment{number} {{\nstart_extent = {start}\nextent_count = {extents}\n{rest}\n}}\n")
+}

@@ -1,15 +1,21 @@
 //! The stage of every test with the product in it: it is booted, with a lower disk if wanted, and at the end nothing
 //! may be left of what came meanwhile.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::blkback::SharedBlkback;
 use crate::disk::{Disk, Model, SharedDisk, SharedModel};
 use crate::frontend::{Options, Phase};
+use crate::handle::SimXen;
 use crate::memory::{self, Heap, NOTES_LEFT};
 use crate::run::{Baseline, DRIVER, Run, SharedFrontend};
 use crate::toolstack::{Kind, Vbd};
+use drivers::target::OpenError;
+use kernel::Shared;
 use kernel::control::Channel;
+use kernel::minor::By;
 use xen::port::DomId;
 
 /// The guest of a test that has one.
@@ -156,6 +162,38 @@ impl Stage {
     pub fn verify(&mut self, guest: &Guest) {
         guest.front.borrow_mut().read_all();
         self.run.at_rest(&guest.front);
+    }
+
+    /// Runs `body` as a task of the product, to its end.
+    pub fn inside<T: 'static>(&mut self, body: impl AsyncFnOnce(Rc<Shared<SimXen>>) -> T + 'static) -> T {
+        let (shared, result) = (self.run.tapdom().expect("it runs").shared().clone(), Rc::new(RefCell::new(None)));
+        let (given, put) = (shared.clone(), result.clone());
+        shared.domain.exec.spawn(async move {
+            let came = body(given).await;
+            *put.borrow_mut() = Some(came);
+        });
+        self.run.nudge();
+        let done = self.run.until(Duration::from_secs(60), |_| result.borrow().is_some());
+        assert!(done, "it does not end:\n{}", self.run.scene());
+        result.take().expect("just seen")
+    }
+
+    /// The minor that a guest's directory has.
+    pub fn minor(&self) -> u16 {
+        let minors = self.run.tapdom().expect("it runs").shared().minors.all();
+        minors.iter().find(|minor| matches!(minor.by(), By::Directory(_))).expect("a disk is attached").number()
+    }
+
+    /// Holds a minor that is there, on a store that works; whether it is held then.
+    pub fn pause(&mut self, number: u16) -> bool {
+        self.inside(async move |shared| {
+            shared.minors.get(number).expect("attached").pause(&shared.domain).await.expect("a store that works")
+        })
+    }
+
+    /// Lets it go on, on another image if one is named.
+    pub fn resume(&mut self, number: u16, name: Option<&'static str>) -> Result<(), OpenError> {
+        self.inside(async move |shared| shared.minors.get(number).expect("attached").resume(&shared.lowers, name).await)
     }
 
     /// What the product holds is what it held after its boot.

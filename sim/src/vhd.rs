@@ -102,6 +102,17 @@ pub fn check(bytes: &[u8]) -> Result<Image, String> {
     Ok(Image { sectors, block, table, differencing: kind == 4, footer })
 }
 
+/// Leaves a child with one name of its parent, the header's, and makes it this one.
+pub fn rename_parent(bytes: &mut [u8], name: &str) {
+    let header = &mut bytes[SECTOR..3 * SECTOR];
+    header[64..].fill(0);
+    for (to, from) in header[64..576].chunks_mut(2).zip(name.encode_utf16()) {
+        to.copy_from_slice(&from.to_be_bytes());
+    }
+    let checksum = sum(header, 36);
+    header[36..40].copy_from_slice(&checksum.to_be_bytes());
+}
+
 /// Notes a block as full in blktap's map of full blocks, as tapdisk does when all of its sectors are written.
 pub fn note_full(bytes: &mut [u8], block: usize) {
     let header = u64_at(bytes, 16) as usize;

@@ -13,7 +13,7 @@ use sim::blkback::Options;
 use sim::disk::{Disk, Model};
 use sim::frontend::Workload;
 use sim::image::{Slab, finish};
-use sim::lvm;
+use sim::lvm::{self, segment, text, volume};
 use sim::random::Random;
 use sim::run::{DRIVER, Run as World, seeds};
 use sim::stage::{GUEST, Stage, XVDA};
@@ -218,27 +218,6 @@ fn a_missing_disk_is_named_by_its_uuid() {
     let error = find(&twice, MANAGER, "linear").unwrap_err();
     assert!(error.contains(&uuid) && error.contains("on both /dev/xvdb and /dev/xvdc"), "{error}");
     assert!(find(&disks, "other", "linear").unwrap_err().starts_with("2 /dev/other: no lower disk"));
-}
-
-/// A group's text over one or more physical volumes.
-fn text(group: &str, id: &str, seqno: u32, physical: &[&str], volumes: &str) -> String {
-    let physical: String = physical
-        .iter()
-        .zip(0..)
-        .map(|(id, n)| format!("pv{n} {{\nid = \"{id}\"\npe_start = 2048\npe_count = 100\n}}\n"))
-        .collect();
-    format!(
-        "{group} {{\nid = \"{id}\"\nseqno = {seqno}\nstatus = [\"READ\", \"WRITE\"]\nextent_size = 64\n\
-         physical_volumes {{\n{physical}}}\nlogical_volumes {{\n{volumes}}}\n}}\n# end\n\0"
-    )
-}
-
-fn volume(name: &str, count: u32, segments: &str) -> String {
-    format!("{name} {{\nstatus = [\"READ\", \"WRITE\", \"VISIBLE\"]\nsegment_count = {count}\n{segments}}}\n")
-}
-
-fn segment(number: u32, start: u32, extents: u32, rest: &str) -> String {
-    format!("segment{number} {{\nstart_extent = {start}\nextent_count = {extents}\n{rest}\n}}\n")
 }
 
 const ID: &[u8; 32] = b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";

@@ -1,13 +1,12 @@
 //! Images held, exchanged and closed under the rings that are served from them.
 
 use protocol::errno::Errno;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use drivers::format::vhd::make::{Form, New};
-use drivers::target::OpenError;
 use kernel::Shared;
 use kernel::minor::{By, MINORS_MAX};
 use protocol::session::State;
@@ -21,36 +20,6 @@ use sim::toolstack::Vbd;
 use xen::port::DomId;
 
 type Domain = Rc<Shared<SimXen>>;
-
-/// Runs `body` as a task of the domain under test, to its end.
-fn inside<T: 'static>(stage: &mut Stage, body: impl AsyncFnOnce(Domain) -> T + 'static) -> T {
-    let (domain, result) = (stage.run.tapdom().expect("it runs").shared().clone(), Rc::new(RefCell::new(None)));
-    let (shared, put) = (domain.clone(), result.clone());
-    domain.domain.exec.spawn(async move {
-        let came = body(shared).await;
-        *put.borrow_mut() = Some(came);
-    });
-    stage.run.nudge();
-    let done = stage.run.until(Duration::from_secs(60), |_| result.borrow().is_some());
-    assert!(done, "it does not end:\n{}", stage.run.scene());
-    result.take().expect("just seen")
-}
-
-/// The minor that a guest's directory has.
-fn number_of(stage: &Stage) -> u16 {
-    let minors = stage.run.tapdom().expect("it runs").shared().minors.all();
-    minors.iter().find(|minor| matches!(minor.by(), By::Directory(_))).expect("a disk is attached").number()
-}
-
-fn pause(stage: &mut Stage, number: u16) -> bool {
-    inside(stage, async move |shared| {
-        shared.minors.get(number).expect("attached").pause(&shared.domain).await.expect("a store that works")
-    })
-}
-
-fn resume(stage: &mut Stage, number: u16, name: Option<&'static str>) -> Result<(), OpenError> {
-    inside(stage, async move |shared| shared.minors.get(number).expect("attached").resume(&shared.lowers, name).await)
-}
 
 fn loaded(stage: &mut Stage, guest: &Guest) {
     stage.attach(guest);
@@ -70,8 +39,8 @@ fn a_paused_disk_answers_nothing_and_touches_no_store_and_goes_on() {
         let mut stage = Stage::with_lower(seed, 2048);
         let guest = if seed % 2 == 0 { stage.on_lower(GUEST) } else { stage.on_ram(GUEST, 2048) };
         loaded(&mut stage, &guest);
-        let number = number_of(&stage);
-        assert!(pause(&mut stage, number));
+        let number = stage.minor();
+        assert!(stage.pause(number));
         let (before, served) = (answered(&guest), stage.back().borrow().served);
         stage.run.rest(Duration::from_secs(3));
         let in_flight = guest.front.borrow().in_flight();
@@ -82,8 +51,8 @@ fn a_paused_disk_answers_nothing_and_touches_no_store_and_goes_on() {
         assert_eq!(stage.back().borrow().served, served, "the store was touched");
         assert!(in_flight > 0, "the guest goes on asking");
         // Pausing what is paused changes nothing.
-        assert!(pause(&mut stage, number));
-        assert_eq!(resume(&mut stage, number, None), Ok(()));
+        assert!(stage.pause(number));
+        assert_eq!(stage.resume(number, None), Ok(()));
         stage.run.at_rest_within(&guest.front, Duration::from_secs(2000));
         stage.verify(&guest);
         stage.detach(&guest);
@@ -103,7 +72,7 @@ fn a_pause_waits_for_what_a_lower_disk_was_asked() {
         stage.back().borrow_mut().options.stuck = true;
         guest.front.borrow_mut().work(Workload { sectors_max: 8, ..Workload::reading(20) });
         stage.run.rest(Duration::from_millis(100));
-        let number = number_of(&stage);
+        let number = stage.minor();
         let (shared, paused) = (stage.run.tapdom().unwrap().shared().clone(), Rc::new(Cell::new(false)));
         let done = paused.clone();
         shared.clone().domain.exec.spawn(async move {
@@ -116,7 +85,7 @@ fn a_pause_waits_for_what_a_lower_disk_was_asked() {
         stage.back().borrow_mut().options.stuck = false;
         stage.run.world.stir();
         assert!(stage.run.until(Duration::from_secs(5), |_| paused.get()), "{}", stage.run.scene());
-        assert_eq!(resume(&mut stage, number, None), Ok(()));
+        assert_eq!(stage.resume(number, None), Ok(()));
         stage.run.at_rest(&guest.front);
         stage.detach(&guest);
         stage.assert_clean();
@@ -129,16 +98,16 @@ fn another_image_of_the_same_size_takes_its_place_under_load() {
         let mut stage = Stage::with_lower(seed, 2048);
         let guest = stage.on_lower(GUEST);
         loaded(&mut stage, &guest);
-        let number = number_of(&stage);
-        assert!(pause(&mut stage, number));
-        let refused = resume(&mut stage, number, Some("ram:512K")).unwrap_err();
+        let number = stage.minor();
+        assert!(stage.pause(number));
+        let refused = stage.resume(number, Some("ram:512K")).unwrap_err();
         assert_eq!(refused.errno, Errno::EMEDIUMTYPE, "{refused}");
         let state = |stage: &Stage| stage.run.tapdom().unwrap().shared().minors.get(number).unwrap().state();
         assert_eq!(state(&stage), State::ResumeFailed);
         // From here on it is another disk.
         stage.run.rest(Duration::from_millis(10));
         guest.model.borrow_mut().doubt(0, 2048);
-        assert_eq!(resume(&mut stage, number, Some("ram:1M")), Ok(()));
+        assert_eq!(stage.resume(number, Some("ram:1M")), Ok(()));
         guest.front.borrow_mut().stop();
         stage.run.at_rest(&guest.front);
         guest.front.borrow_mut().work(Workload::mixed(200));
@@ -156,8 +125,8 @@ fn a_disk_closed_under_load_drains_and_its_guest_is_told() {
         let guest = stage.on_lower(GUEST);
         guest.front.borrow_mut().options.errors = true;
         loaded(&mut stage, &guest);
-        let number = number_of(&stage);
-        inside(&mut stage, async move |shared| shared.minors.get(number).expect("attached").close(false).await);
+        let number = stage.minor();
+        stage.inside(async move |shared| shared.minors.get(number).expect("attached").close(false).await);
         let front = guest.front.clone();
         let away = |front: &sim::run::SharedFrontend| front.borrow().phase() != Phase::Connected;
         assert!(stage.run.until(Duration::from_secs(5), |_| away(&front)), "{}", stage.run.scene());
@@ -179,7 +148,7 @@ fn minors_have_the_numbers_that_blktap_has() {
     let number = |stage: &mut Stage, wanted| {
         let attached =
             async move |shared: Domain| shared.minors.attach(wanted, By::Message).map(|minor| minor.number());
-        inside(stage, attached)
+        stage.inside(attached)
     };
     assert_eq!(number(&mut stage, Some(MINORS_MAX - 1)), Ok(MINORS_MAX - 1));
     let beyond = number(&mut stage, Some(MINORS_MAX)).unwrap_err();
@@ -192,7 +161,7 @@ fn minors_have_the_numbers_that_blktap_has() {
 fn a_minor_that_a_message_made_is_attached_by_its_number() {
     seeds(0..6, |seed| {
         let mut stage = Stage::bare(seed);
-        let opened = inside(&mut stage, async move |shared| {
+        let opened = stage.inside(async move |shared| {
             let minor = shared.minors.attach(Some(7), By::Message).unwrap();
             minor.open(&shared.lowers, "ram:1M", false).await
         });
@@ -222,9 +191,9 @@ fn a_vhd_is_open_for_one_writer_and_serves_a_guest_through_pauses() {
         let mut stage = Stage::boot(run);
         let guest = stage.guest(Vbd::new(DRIVER, GUEST, "vhd:/dev/xvda"), &Model::zeroes(1200));
         loaded(&mut stage, &guest);
-        let number = number_of(&stage);
+        let number = stage.minor();
         let other = |stage: &mut Stage, read_only| {
-            inside(stage, async move |shared| {
+            stage.inside(async move |shared| {
                 let minor = shared.minors.attach(Some(900), By::Message).expect("a free number");
                 let opened = minor.open(&shared.lowers, "vhd:/dev/xvda", read_only).await;
                 if opened.is_ok() {
@@ -239,10 +208,10 @@ fn a_vhd_is_open_for_one_writer_and_serves_a_guest_through_pauses() {
             assert!(refused.errno == Errno::EBUSY && refused.text.contains("/dev/xvda"), "{refused}");
         }
         for _ in 0..2 {
-            assert!(pause(&mut stage, number));
+            assert!(stage.pause(number));
             // While it is paused the image is nobody's: a tool may be at it.
             assert_eq!(other(&mut stage, false), Ok(()));
-            resume(&mut stage, number, None).expect("the same image");
+            stage.resume(number, None).expect("the same image");
             stage.run.rest(Duration::from_secs(1));
         }
         stage.run.at_rest(&guest.front);
@@ -272,9 +241,9 @@ fn a_pause_that_is_called_off_while_an_image_settles_holds_nothing() {
             ..Workload::mixed(40)
         });
         stage.run.at_rest(&guest.front);
-        let number = number_of(&stage);
+        let number = stage.minor();
         stage.back().borrow_mut().options.stuck = true;
-        let called_off = inside(&mut stage, async move |shared| {
+        let called_off = stage.inside(async move |shared| {
             let minor = shared.minors.get(number).expect("attached");
             let mut pause = Box::pin(minor.pause(&shared.domain));
             let waits = pause.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
@@ -287,8 +256,8 @@ fn a_pause_that_is_called_off_while_an_image_settles_holds_nothing() {
         stage.run.world.stir();
         guest.front.borrow_mut().work(Workload { flushes: 20, ..Workload::mixed(60) });
         stage.run.at_rest(&guest.front);
-        assert!(pause(&mut stage, number));
-        resume(&mut stage, number, None).expect("the same image");
+        assert!(stage.pause(number));
+        stage.resume(number, None).expect("the same image");
         stage.detach(&guest);
         sim::vhd::check(disk.borrow().bytes()).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     });
