@@ -17,6 +17,7 @@ use xen::domain::Domain;
 use xen::event::Channel;
 use xen::grant::Mapped;
 use xen::limits::{REQUESTS_PER_TURN, REQUESTS_PER_VBD, SEGMENTS_INDIRECT};
+use xen::look::Look;
 use xen::port::{Access, DomId, Foreign, GrantRef, Port, Refused, Xen};
 use xen::sync::{Bell, Signal, Slots};
 
@@ -209,6 +210,7 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
     let mut alone = Alone::No;
     let mut ring = Some(ring);
     let mut changed = desk.minor.changed.listen();
+    let mut look = Look::default();
     poll_fn(|cx| {
         let mut budget = REQUESTS_PER_TURN;
         desk.clock.set(domain.xen.now());
@@ -253,7 +255,12 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
                 _ => Ok(false),
             };
             match taken {
-                Ok(taken) => moved |= taken,
+                Ok(true) => {
+                    look.found(desk.clock.get());
+                    moved = true;
+                }
+                Ok(false) if moved => look.interrupted(),
+                Ok(false) => {}
                 Err(Overrun) => {
                     handle.broken.raise();
                     ring = None;
@@ -284,7 +291,13 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if !idle(ring, held || flow.is_full() || !matches!(alone, Alone::No), &handle, cx) {
+            let no_room = held || flow.is_full() || !matches!(alone, Alone::No);
+            // While requests are in flight their ends are what comes next, and they wake us.
+            if !no_room && flow.is_empty() && look.again(desk.clock.get()) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if !idle(ring, no_room, &handle, cx) {
                 return Poll::Pending;
             }
         }

@@ -1,4 +1,5 @@
-//! The scheduler: who runs next is the seed's choice, time passes only when all sleep.
+//! The scheduler: who runs next is the seed's choice, time passes only when all sleep, or when the domain under test looks
+//! around and finds nothing.
 //!
 //! The domain under test gets a turn when its last one left it busy, when an event is pending for it, or when its own
 //! timer is due, and at no other time: a wake-up that it lost stays lost.
@@ -98,6 +99,8 @@ pub fn use_memory(used: usize, all: usize) {
 const STEPS_MAX: u64 = 3_000_000;
 /// Turns of the domain that it calls busy though nothing in the world changes.
 const SPINS_MAX: u32 = 20_000;
+/// How long such a turn takes: who looks at a ring instead of sleeping does it for some time.
+const SPIN: Duration = Duration::from_micros(20);
 
 /// One run.
 pub struct Run {
@@ -301,8 +304,13 @@ impl Run {
         match journal::deeper(|| of_product(|| self.peers.beside(domain))) {
             Turn::Busy => {
                 self.busy = true;
-                self.spins = if self.world.activity() == activity { self.spins + 1 } else { 0 };
+                if self.world.activity() != activity {
+                    self.spins = 0;
+                    return;
+                }
+                self.spins += 1;
                 assert!(self.spins < SPINS_MAX, "the domain is busy for {SPINS_MAX} turns and does nothing");
+                self.world.set_now(self.world.now() + SPIN);
             }
             Turn::Idle(timer) => self.timer = timer,
             Turn::Stop(reason) => {

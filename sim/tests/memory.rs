@@ -128,13 +128,14 @@ fn a_disk_idle_and_loaded() {
     }
 }
 
-/// Guests, disks and loads come and go, and the last one leaves no more than the one before it.
+/// Guests, disks and loads come and go, and leave nothing: a few bytes each time would be more in the end than a table that
+/// grew once.
 #[test]
 fn what_comes_and_goes_leaves_nothing() {
     for store in Store::ALL {
         let (mut stage, guest) = store.stage();
         let mut left: Option<Heap> = None;
-        for round in 0..12 {
+        for round in 0..40 {
             // A disk in memory is another one each time.
             let options = guests().nth(round % 6).expect("there are six");
             guest.front.borrow_mut().options = Options { credulous: store == Store::Ram, ..options };
@@ -143,14 +144,10 @@ fn what_comes_and_goes_leaves_nothing() {
             stage.run.at_rest(&guest.front);
             stage.detach(&guest);
             stage.run.rest(Duration::from_secs(5));
-            // The first rounds find how large tables have to be.
+            // The first rounds find how large most tables have to be.
             if round >= 6 {
-                let now = held();
-                assert!(
-                    left.is_none_or(|left| now.notes <= left.notes && now.pages == left.pages),
-                    "{now:?}, {left:?}"
-                );
-                left = Some(now);
+                let (now, first) = (held(), *left.get_or_insert_with(held));
+                assert!(now.notes <= first.notes + 1024 && now.pages == first.pages, "{now:?}, {first:?} at first");
             }
         }
         stage.assert_clean();

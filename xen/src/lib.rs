@@ -5,6 +5,7 @@
 //! - [`page`]: pages that peers may write, and runs of our own
 //! - [`memory`]: our own, and who may count on some of it
 //! - [`kept`]: a peer's pages that stay mapped
+//! - [`look`]: when to look at a ring instead of sleeping
 //! - [`schedule`]: where a simulator lets peers run
 //! - [`vchan`]: byte streams that other domains open
 #![no_std]
@@ -18,6 +19,7 @@ pub mod exec;
 pub mod grant;
 pub mod kept;
 pub mod limits;
+pub mod look;
 pub mod memory;
 pub mod page;
 pub mod patience;

@@ -25,6 +25,11 @@ pub const PAGES_PER_LOWER: usize = 1024;
 pub const PAGES_RESERVED_PER_LOWER: usize = 32;
 /// Requests in flight to one lower disk.
 pub const REQUESTS_PER_LOWER: usize = 256;
+/// How long a ring is looked at before we sleep, where pauses were as short as that lately: about twice what it costs to
+/// sleep and to be woken.
+pub const LOOK_NANOS: u64 = 50_000;
+/// Pauses slept through between two looks, after many in vain.
+pub const LOOKS_APART: u16 = 64;
 /// Copies in one GNTTABOP_copy.
 pub const COPIES_PER_BATCH: usize = 2048;
 /// Bytes of memory that nobody is promised: what all tasks together need for a moment.

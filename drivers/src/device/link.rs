@@ -15,6 +15,7 @@ use xen::domain::Domain;
 use xen::event::Channel;
 use xen::grant::Lent;
 use xen::limits::{REQUESTS_PER_LOWER, SEGMENTS_INDIRECT};
+use xen::look::Look;
 use xen::page::{PageRef, Run, Span};
 use xen::pool::{NoPool, Pool};
 use xen::port::{Access, DomId, Xen};
@@ -27,6 +28,7 @@ const INDIRECT_IN_FLIGHT: usize = 32;
 
 /// A ring shared with a backend.
 pub struct Link<X: Xen> {
+    domain: Rc<Domain<X>>,
     pool: Rc<Pool<X>>,
     handle: u16,
     ring: RefCell<Front<Span<PageRef>>>,
@@ -99,6 +101,7 @@ impl<X: Xen> Link<X> {
         };
         let slots = (shape.slots as usize).min(REQUESTS_PER_LOWER);
         Ok(Link {
+            domain: domain.clone(),
             ring: RefCell::new(ring),
             pages,
             channel: Channel::offer(domain, offer.backend)?,
@@ -130,42 +133,61 @@ impl<X: Xen> Link<X> {
 
     /// Moves requests out and answers in until the link has ended. One task runs this.
     pub async fn run(&self) {
+        let mut look = Look::default();
+        // Whether the next answer is announced by an event; a new ring is made so.
+        let mut armed = true;
         poll_fn(|cx| {
-            // Nobody raises either while this runs, so that the second round is the last.
+            let now = self.domain.xen.now();
             loop {
                 if self.state.get() == State::Ended {
                     return Poll::Ready(());
                 }
-                // Both are looked at: each must know whom to wake.
+                // Both are looked at, until neither was raised: each must know whom to wake.
                 let (event, put) = (self.channel.poll(cx).is_ready(), self.unseen.poll(cx).is_ready());
-                if put && self.ring.borrow_mut().publish() {
-                    self.channel.notify();
+                if put {
+                    look.interrupted();
+                    if self.ring.borrow_mut().publish() {
+                        self.channel.notify();
+                    }
                 }
-                if event {
-                    self.answers();
+                if (event || !armed) && !self.distrusted.get() && self.answers() {
+                    look.found(now);
+                    armed = false;
                 }
-                if !event && !put {
+                if event || put {
+                    continue;
+                }
+                if armed || self.distrusted.get() || self.ring.borrow().outstanding() == 0 {
                     return Poll::Pending;
+                }
+                if look.again(now) {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                match self.ring.borrow_mut().rearm() {
+                    Ok(more) => armed = !more,
+                    Err(_) => self.distrust("its ring index makes no sense"),
                 }
             }
         })
         .await
     }
 
-    /// Takes what was answered, and asks for an event at the next answer.
-    fn answers(&self) {
+    /// Takes what was answered; true if anything was.
+    fn answers(&self) -> bool {
         let mut entry = [0; RESPONSE_BYTES];
+        let mut any = false;
         loop {
             let taken = self.ring.borrow_mut().take(&mut entry);
             match taken {
                 Ok(true) => self.answered(&Answer::parse(&entry)),
-                Ok(false) => match self.ring.borrow_mut().rearm() {
-                    Ok(true) => {}
-                    Ok(false) => return,
-                    Err(_) => return self.distrust("its ring index makes no sense"),
-                },
-                Err(_) => return self.distrust("its ring index makes no sense"),
+                Ok(false) => return any,
+                Err(_) => {
+                    self.distrust("its ring index makes no sense");
+                    return any;
+                }
             }
+            any = true;
         }
     }
 

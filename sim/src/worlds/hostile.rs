@@ -224,8 +224,12 @@ impl Scene {
             Lower::Good => {}
             Lower::Slow => marks::hit(Load::SlowStore.mark()),
             Lower::Failing => {
+                let (now, time) = (self.stage.run.world.now(), Duration::from_millis(200));
+                for bad in self.bad.iter().filter(|bad| bad.part.is_some()) {
+                    bad.hostile.borrow_mut().pardon = now + time;
+                }
                 back.borrow_mut().options.failures = 12;
-                self.stage.run.rest(Duration::from_millis(200));
+                self.stage.run.rest(time);
                 back.borrow_mut().options.failures = 0;
                 marks::hit(Load::FailingStore.mark());
             }
