@@ -13,6 +13,7 @@ use sim::stage::{GUEST, Stage, XVDA};
 use sim::store::tree::NODES_MAX;
 use sim::toolstack::Vbd;
 use sim::world::DOM0;
+use xen::limits::{MEMORY_FOR_RINGS, MEMORY_SPARE, PAGES_PER_LOWER, PAGES_RESERVED_PER_LOWER, SEGMENTS_INDIRECT};
 use xen::port::DomId;
 
 #[test]
@@ -429,6 +430,18 @@ fn memory_that_is_short_refuses_a_disk_or_one_request() {
 const SHORT: usize = 31 << 20;
 const ROOM: usize = 3 << 10;
 const ALL: usize = 32 << 20;
+
+#[test]
+fn the_pages_of_a_lower_disk_leave_room_for_rings() {
+    let full = ALL - MEMORY_SPARE - MEMORY_FOR_RINGS;
+    for (used, pages) in [(full, PAGES_PER_LOWER), (full + 1, usize::from(SEGMENTS_INDIRECT))] {
+        use_memory(used, ALL);
+        let stage = Stage::with_lower(1, 1024);
+        use_memory(ROOM, ALL);
+        let grants = stage.run.world.holdings(DRIVER).grants;
+        assert!((pages..pages + 2 * PAGES_RESERVED_PER_LOWER).contains(&grants), "{grants} grants, not {pages}");
+    }
+}
 
 #[test]
 fn a_ring_has_one_request_at_a_time_while_memory_is_short() {

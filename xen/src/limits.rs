@@ -36,6 +36,9 @@ pub const COPIES_PER_BATCH: usize = 2048;
 pub const MEMORY_SPARE: usize = 2 << 20;
 /// Bytes of memory that each ring may count on: one request of the largest kind, and what is kept while it is idle.
 pub const MEMORY_PER_RING: usize = 64 << 10;
+/// Bytes that the pages for a lower disk leave to rings, where fewer pages do: eight, each of which is promised its share
+/// and soon uses about as much.
+pub const MEMORY_FOR_RINGS: usize = 16 * MEMORY_PER_RING;
 /// The same of each image with metadata: its caches at their full size.
 pub const MEMORY_PER_IMAGE: usize = 1 << 20;
 /// Times a copy or map is made again when Xen says GNTST_eagain.

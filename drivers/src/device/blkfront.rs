@@ -18,7 +18,7 @@ use protocol::number;
 use protocol::xenbus::{Front, FrontDo, FrontSeen, State};
 use protocol::xenstore::Reason;
 use xen::domain::Domain;
-use xen::limits::{PAGES_PER_LOWER, PAGES_RESERVED_PER_LOWER, RING_ORDER, SEGMENTS_INDIRECT};
+use xen::limits::{MEMORY_FOR_RINGS, PAGES_PER_LOWER, PAGES_RESERVED_PER_LOWER, RING_ORDER, SEGMENTS_INDIRECT};
 use xen::page::PAGE_BYTES;
 use xen::patience::Patience;
 use xen::pool::{NoPool, Pool};
@@ -244,12 +244,14 @@ impl<X: Xen> Blkfront<X> {
     }
 
     /// The pages of all requests to this disk: no other disk's requests wait for them, and none ever uses a page that
-    /// this disk's backend may still write to. Fewer where memory is short.
+    /// this disk's backend may still write to. Fewer where they would leave too little memory for rings: a disk that nobody
+    /// can use is not faster.
     fn lend(&self, backend: DomId) -> Result<Rc<Pool<X>>, NoPool> {
         let mut pages = PAGES_PER_LOWER;
+        let is_short = || self.domain.memory.promise(MEMORY_FOR_RINGS).is_none();
         loop {
             match Pool::new(&self.domain, backend, pages, PAGES_RESERVED_PER_LOWER) {
-                Ok(_) if self.domain.memory.is_short() && pages / 2 >= usize::from(SEGMENTS_INDIRECT) => pages /= 2,
+                Ok(_) if is_short() && pages / 2 >= usize::from(SEGMENTS_INDIRECT) => pages /= 2,
                 Err(NoPool::Memory) if pages / 2 >= usize::from(SEGMENTS_INDIRECT) => pages /= 2,
                 pool => return Ok(Rc::new(pool?)),
             }

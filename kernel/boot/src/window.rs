@@ -2,6 +2,7 @@
 //! time: mapping over a page that is there already makes Xen crash the domain.
 
 use alloc::vec::Vec;
+use core::num::NonZero;
 use core::ops::{Deref, Range};
 
 use boot::free::Free;
@@ -21,18 +22,20 @@ const BATCH: usize = 32;
 /// How often a page that is "not there for the moment" is asked for.
 const TRIES_MAX: usize = 16;
 
-/// A page of another domain, mapped.
+/// A page of another domain, mapped. Thousands of places keep one or none, so that none is the address 0.
 pub struct Mapping {
-    address: u64,
+    address: NonZero<u64>,
     handle: u32,
 }
+
+const _: () = assert!(size_of::<Option<Mapping>>() == 16);
 
 impl Deref for Mapping {
     type Target = Page;
 
     fn deref(&self) -> &Page {
         // SAFETY: the page is mapped here until `unmap` consumes the mapping; a `Page` may change under us.
-        unsafe { &*(self.address as *const Page) }
+        unsafe { &*(self.address.get() as *const Page) }
     }
 }
 
@@ -68,7 +71,8 @@ impl Window {
             }
             map_batch(&mut batch);
             for map in &batch {
-                into.push(as_result(map.status).map(|()| Mapping { address: map.host_addr, handle: map.handle }));
+                let address = NonZero::new(map.host_addr).expect("the window is above all RAM");
+                into.push(as_result(map.status).map(|()| Mapping { address, handle: map.handle }));
                 if map.status != GNTST_okay {
                     self.give(map.host_addr);
                 }
@@ -83,7 +87,7 @@ impl Window {
             let rest = pages.len().saturating_sub(BATCH);
             let mut batch = heapless::Vec::<gnttab_unmap_grant_ref, BATCH>::new();
             batch.extend(pages.drain(rest..).map(|mapping| {
-                let (host_addr, handle) = (mapping.address, mapping.handle);
+                let (host_addr, handle) = (mapping.address.get(), mapping.handle);
                 core::mem::forget(mapping);
                 gnttab_unmap_grant_ref { host_addr, handle, ..Default::default() }
             }));
