@@ -49,6 +49,9 @@ pub enum Command {
     Repair {
         /// The image
         image: PathBuf,
+        /// Under whom
+        #[command(flatten)]
+        under: Under,
     },
     /// Make a disk larger
     Resize {
@@ -57,11 +60,17 @@ pub enum Command {
         /// The new size
         #[arg(value_parser = size)]
         size: u64,
+        /// Under whom
+        #[command(flatten)]
+        under: Under,
     },
     /// Write what an image holds into its parent
     Coalesce {
         /// The image, which stays as it is
         image: PathBuf,
+        /// The image is what this minor of a storage domain has open: hold it, and let it go on on the parent
+        #[arg(long, value_name = "N")]
+        minor: Option<u16>,
     },
     /// Print fields of an image, all or those named
     Read {
@@ -78,12 +87,23 @@ pub enum Command {
         field: Settable,
         /// What it is to be
         value: String,
+        /// Under whom
+        #[command(flatten)]
+        under: Under,
     },
     /// Print completions for a shell
     Completions {
         /// Which shell
         shell: Shell,
     },
+}
+
+/// Who serves the image.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Under {
+    /// The image is what this minor of a storage domain has open: hold it meanwhile
+    #[arg(long, value_name = "N")]
+    pub minor: Option<u16>,
 }
 
 /// What to create.
@@ -157,6 +177,9 @@ pub struct Check {
     /// Even if it is being written
     #[arg(long)]
     pub share: bool,
+    /// Under whom
+    #[command(flatten)]
+    pub under: Under,
 }
 
 /// Fields that can be read.

@@ -18,13 +18,14 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::{Value, json};
 use tap_ctl::host::Target;
 
-use crate::arguments::{Arguments, Check, Command};
+use crate::arguments::{Arguments, Check, Command, Under};
 use crate::check::{Options, check};
 use crate::disk::load;
 use crate::domains::{Role, none_has};
 use crate::failure::Failure;
 use crate::store::{Access, FileStore};
 use drivers::disk::Device;
+use under::{Hold, Next};
 
 /// Seconds from 1970 to 2000.
 const YEAR_2000: u64 = 946_684_800;
@@ -35,7 +36,7 @@ const YEAR_2000: u64 = 946_684_800;
 /// # Errors
 /// Why it could not be done.
 pub fn run(arguments: &Arguments, domains: Option<&Target<'_>>, out: &mut dyn Write) -> Result<(), Failure> {
-    let none_has = |path: &Path, role| none_has(domains, path, role);
+    let none_has = |path: &Path, role: Role<'_>| none_has(domains, path, role);
     let answer = match &arguments.command {
         Command::Create(options) => {
             none_has(&options.image, Role::Layer)?;
@@ -43,34 +44,62 @@ pub fn run(arguments: &Arguments, domains: Option<&Target<'_>>, out: &mut dyn Wr
         }
         Command::Snapshot(options) => {
             none_has(&options.image, Role::Layer)?;
-            match options.minor {
-                Some(minor) => under::snapshot(options, minor, domains)?,
-                None => create::snapshot(options)?,
-            }
+            let Some(minor) = options.minor else {
+                return create::snapshot(options)?.print(arguments.json, out);
+            };
+            let name = under::name(&options.image, false)?;
+            Hold { minor, image: &options.parent, raw: options.raw }
+                .during(domains, || Ok((create::snapshot(options)?, Next::Made(name, options.image.clone()))))?
         }
         Command::Query(options) => query::query(options)?,
-        Command::Check(options) => return run_check(options, domains, arguments.json, out),
-        Command::Repair { image } => {
-            none_has(image, Role::Leaf)?;
-            repair::repair(image)?
+        Command::Check(options) => {
+            return while_held(options.under, domains, &options.images[0], || {
+                run_check(options, domains, arguments.json, out)
+            });
         }
-        Command::Resize { image, size } => {
+        Command::Repair { image, under } => while_held(*under, domains, image, || {
+            none_has(image, Role::Leaf)?;
+            repair::repair(image)
+        })?,
+        Command::Resize { image, size, under } => while_held(*under, domains, image, || {
             // Blocks may move, under whoever has an image above it.
             none_has(image, Role::Layer)?;
-            resize::resize(image, *size)?
-        }
-        Command::Coalesce { image } => {
-            none_has(image, Role::Leaf)?;
-            coalesce::coalesce(image, &|parent| none_has(parent, Role::Leaf))?
+            resize::resize(image, *size)
+        })?,
+        Command::Coalesce { image, minor } => {
+            let work = || {
+                none_has(image, Role::Leaf)?;
+                coalesce::coalesce(image, &|parent| none_has(parent, Role::Parent(image)))
+            };
+            match *minor {
+                None => work()?.0,
+                Some(minor) => Hold { minor, image, raw: false }.during(domains, || {
+                    let (answer, parent, raw) = work()?;
+                    Ok((answer, Next::On(under::name(&parent, raw)?)))
+                })?,
+            }
         }
         Command::Read { image, fields } => fields::read(image, fields)?,
-        Command::Set { image, field, value } => {
+        Command::Set { image, field, value, under } => while_held(*under, domains, image, || {
             none_has(image, Role::Leaf)?;
-            fields::set(image, *field, value)?
-        }
+            fields::set(image, *field, value)
+        })?,
         Command::Completions { .. } => Answer::default(),
     };
     answer.print(arguments.json, out)
+}
+
+/// Does work on an image, while the minor is held that has it open, if one is named.
+fn while_held<T>(
+    under: Under,
+    domains: Option<&Target<'_>>,
+    image: &Path,
+    work: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    match under.minor {
+        None => work(),
+        Some(minor) => Hold { minor, image, raw: false }.during(domains, || Ok((work()?, Next::Same))),
+    }
 }
 
 /// What a command has to say: lines for people, a value for programs.

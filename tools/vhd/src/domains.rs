@@ -30,11 +30,13 @@ pub struct Talk {
 
 /// What of an image nobody else may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum Role<'a> {
     /// It is what is written.
     Leaf,
     /// It is what is written, or below that.
     Layer,
+    /// It is what is written, or below that by another way than this child of it, which has all that it will be given.
+    Parent(&'a Path),
 }
 
 impl Talk {
@@ -98,7 +100,7 @@ pub fn is_same(one: &Path, other: &Path) -> bool {
 ///
 /// # Errors
 /// EBUSY with the domain's name; EBUSY too if a domain cannot be asked.
-pub fn none_has(domains: Option<&Target<'_>>, path: &Path, role: Role) -> Result<(), Failure> {
+pub fn none_has(domains: Option<&Target<'_>>, path: &Path, role: Role<'_>) -> Result<(), Failure> {
     let is_volume = path.to_str().and_then(Name::parse).is_some();
     let Some(domains) = domains.filter(|domains| is_volume || domains.is_named()) else { return Ok(()) };
     let unknown = |why: &dyn Display| {
@@ -119,7 +121,8 @@ pub fn none_has(domains: Option<&Target<'_>>, path: &Path, role: Role) -> Result
         for vbd in talk.list(EVERY_MINOR).map_err(|why| unknown(&why))?.iter().filter(|vbd| is_open(vbd)) {
             let (kind, source) = vbd.path.split_once(':').unwrap_or(("", &vbd.path));
             let source = Path::new(source);
-            if is_same(path, source) || role == Role::Layer && kind == "vhd" && is_below(path, source) {
+            let below = || kind == "vhd" && is_below(path, source, role);
+            if is_same(path, source) || role != Role::Leaf && below() {
                 let text = format_args!("{}: {}, minor {} has it open", path.display(), talk.title, vbd.minor);
                 return Err(Failure::new(Errno::BUSY, text));
             }
@@ -128,10 +131,14 @@ pub fn none_has(domains: Option<&Target<'_>>, path: &Path, role: Role) -> Result
     Ok(())
 }
 
-/// Whether an image is one of those below a leaf, as far as its chain can be read here.
-fn is_below(path: &Path, leaf: &Path) -> bool {
+/// Whether an image is one of those below a leaf, as far as its chain can be read here, and not below the child that a role
+/// names.
+fn is_below(path: &Path, leaf: &Path, role: Role<'_>) -> bool {
     let mut here = PathBuf::from(leaf);
     for _ in 0..DEPTH_MAX {
+        if matches!(role, Role::Parent(child) if is_same(child, &here)) {
+            return false;
+        }
         let Ok(store) = FileStore::open(&here, Access::Share) else { return false };
         let found = image(&store).and_then(|its| parent(&store, &its));
         let (next, is_last) = match found {

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::agent::backend::Source;
 use crate::agent::exercise::Exercise::{
-    self, Checksum, Cycle, Files, Fio, FioCheck, Found, Furnish, Keep, Kept, LoadMany, Replay, Size, StopMany, Written,
+    self, Checksum, Cycle, Files, Fio, FioCheck, Found, Furnish, Grow, Keep, Kept, LoadMany, Replay, Size, StopMany,
+    Written,
 };
 use crate::agent::load::DEPTH;
 use crate::agent::lower::{convert_vhd, read_chain};
@@ -152,18 +153,33 @@ pub fn volumes(world: &mut World<'_>) -> Result<()> {
     })
     .and_then(|()| world.look_at_converted(whole))?;
     ensure!(read == base, "QEMU reads {read} of the base, the frontend read {base}");
-    // All of it in one image, by QEMU once more. What is written into has to have room for that.
-    lvm(&["lvextend", "-q", "-i", "1", "-L", "+32M", ONE])?;
-    let read = active(|| {
-        for image in [THREE, TWO, ONE] {
-            run(&["vhd", "coalesce", image], LVM)?;
-        }
-        convert_vhd(BASE)
-    })
-    .and_then(|()| world.look_at_converted(whole))?;
-    ensure!(read == three, "QEMU reads {read} of the coalesced base, the frontend read {three}");
+    coalesce(world, &three)?;
     lvm(&["vgremove", "-q", "-f", "-y", GROUP])?;
     lvm(&["pvremove", "-q", &devices[0], &devices[1]]).map(drop)
+}
+
+/// All of it goes into one image, the leaf's under a disk that is in use, and that becomes larger under one.
+fn coalesce(world: &mut World<'_>, held: &str) -> Result<()> {
+    let read = through(world, Source::Image(THREE), |_| {
+        active(|| run(&["vhd", "coalesce", THREE, "--minor", &minor_of(THREE)?], LVM))?;
+        minor_of(TWO).map(drop)
+    })?;
+    ensure!(read == held, "the frontend reads {read} of the image that the leaf went into, it read {held} before");
+    // What is written into has to have room for that.
+    lvm(&["lvextend", "-q", "-i", "1", "-L", "+32M", ONE])?;
+    active(|| {
+        run(&["vhd", "coalesce", TWO], LVM)?;
+        run(&["vhd", "coalesce", ONE], LVM)
+    })?;
+    through(world, Source::Image(BASE), |world| {
+        let bytes = WHOLE + (8 << 20);
+        active(|| run(&["vhd", "resize", BASE, &bytes.to_string(), "--minor", &minor_of(BASE)?], LVM))?;
+        world.ask(Side::Dom0, &Grow { disk: xvda(), bytes }).map(drop)
+    })?;
+    active(|| convert_vhd(BASE))?;
+    let read = world.look_at_converted(whole)?;
+    ensure!(read == held, "QEMU reads {read} of the coalesced base, the frontend read {held}");
+    Ok(())
 }
 
 /// The base is a guest's root, the first snapshot has a little more, the second one nothing yet. The toolstack names the

@@ -1,7 +1,7 @@
 //! Writing what an image holds into its parent. The image stays as it is, so that whatever happens on the way, all is
 //! there; the work can be done again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use drivers::disk::{Device, SECTOR_BYTES};
 use drivers::format::{Extent, Format};
@@ -17,8 +17,11 @@ use crate::medium::Medium;
 use crate::progress::Progress;
 use crate::store::{Access, FileStore};
 
-/// `may` refuses a parent that others have.
-pub(super) fn coalesce(path: &Path, may: &dyn Fn(&Path) -> Result<(), Failure>) -> Result<Answer, Failure> {
+/// `may` refuses a parent that others have. With the answer, the parent and whether it is no VHD.
+pub(super) fn coalesce(
+    path: &Path,
+    may: &dyn Fn(&Path) -> Result<(), Failure>,
+) -> Result<(Answer, PathBuf, bool), Failure> {
     let child = FileStore::open(path, Access::Share)?;
     let its = image(&child)?;
     if its.footer.kind != Kind::Differencing {
@@ -29,18 +32,20 @@ pub(super) fn coalesce(path: &Path, may: &dyn Fn(&Path) -> Result<(), Failure>) 
     match &below {
         Parent::Vhd(store) | Parent::Raw(store) => may(store.path())?,
     }
-    let (onto, sectors) = match &below {
+    let (onto, raw, sectors) = match &below {
         Parent::Vhd(store) => {
-            (store.path().to_owned(), into(path, &open(store.path(), Access::Write, Access::Share)?)?)
+            (store.path().to_owned(), false, into(path, &open(store.path(), Access::Write, Access::Share)?)?)
         }
-        Parent::Raw(store) => (store.path().to_owned(), into(path, &FileStore::open(store.path(), Access::Write)?)?),
+        Parent::Raw(store) => {
+            (store.path().to_owned(), true, into(path, &FileStore::open(store.path(), Access::Write)?)?)
+        }
     };
     let value = json!({
         "image": path.display().to_string(),
         "parent": onto.display().to_string(),
         "sectors": sectors,
     });
-    Ok(Answer::new("", value))
+    Ok((Answer::new("", value), onto, raw))
 }
 
 /// Writes the image's own sectors into `parent` and says how many they were.

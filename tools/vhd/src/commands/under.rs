@@ -1,7 +1,7 @@
-//! A snapshot of what a storage domain serves: it is held, the new image made, and it goes on there. What cannot be done is
-//! undone, so that the disk is served again as it was.
+//! Work on what a storage domain serves: its VBD is held, the work done, and it goes on, on the same image or on another
+//! one. What cannot be done is undone, so that the disk is served again as it was.
 
-use std::path::{Path, absolute};
+use std::path::{Path, PathBuf, absolute};
 
 use drivers::disk::{Device, Store};
 use embassy_futures::block_on;
@@ -10,13 +10,31 @@ use rustix::io::Errno;
 use tap_ctl::conversation::Vbd;
 use tap_ctl::host::Target;
 
-use super::{Answer, create};
-use crate::arguments::Snapshot;
 use crate::disk::{on, sync};
 use crate::domains::{Talk, is_open, is_paused, is_same};
 use crate::failure::Failure;
 use crate::medium::Medium;
 use crate::store::{Access, FileStore};
+
+/// Which VBD, and what it has to have open.
+pub(super) struct Hold<'a> {
+    /// Its minor.
+    pub minor: u16,
+    /// Its image.
+    pub image: &'a Path,
+    /// That is no VHD.
+    pub raw: bool,
+}
+
+/// Where it goes on when the work is done.
+pub(super) enum Next {
+    /// Where it was.
+    Same,
+    /// On an image of this name, which stays whatever happens.
+    On(String),
+    /// On this one, which was made a moment ago and goes again if it cannot be.
+    Made(String, PathBuf),
+}
 
 /// What became of a RESUME that was not answered well.
 enum Fate {
@@ -28,57 +46,69 @@ enum Fate {
     Unknown,
 }
 
-pub(super) fn snapshot(options: &Snapshot, minor: u16, domains: Option<&Target<'_>>) -> Result<Answer, Failure> {
-    let none = || Failure::new(Errno::NODEV, "there is no storage domain on this host");
-    let server = domains.ok_or_else(none)?.one(None).map_err(|why| Failure::new(why.errno(), why))?;
-    let mut talk = Talk::with(server);
-    let old = is_on(&mut talk, minor, options)?.path;
-    let new = format!("vhd:{}", name(&options.image)?);
-    talk.pause(minor)?;
-    let made = create::snapshot(options);
-    let answer = match made {
-        Ok(answer) => answer,
-        Err(why) => return Err(back(&mut talk, minor, &old, why)),
-    };
-    let Err(why) = talk.resume(minor, &new) else { return Ok(answer) };
-    match fate(&mut talk, minor, &new) {
-        Fate::Done => Ok(answer),
-        Fate::Held => {
-            let why = match unmake(&options.image) {
-                Ok(()) => why,
-                Err(also) => also.after(&why),
-            };
-            Err(back(&mut talk, minor, &old, why))
-        }
-        Fate::Unknown => {
-            let text = format_args!("minor {minor} may be on the new image or the old one; nothing was undone");
-            Err(Failure::new(Errno::BUSY, text).after(&why))
+impl Hold<'_> {
+    /// Does `work` while the VBD is held.
+    pub(super) fn during<T>(
+        &self,
+        domains: Option<&Target<'_>>,
+        work: impl FnOnce() -> Result<(T, Next), Failure>,
+    ) -> Result<T, Failure> {
+        let none = || Failure::new(Errno::NODEV, "there is no storage domain on this host");
+        let server = domains.ok_or_else(none)?.one(None).map_err(|why| Failure::new(why.errno(), why))?;
+        let (mut talk, minor) = (Talk::with(server), self.minor);
+        let old = self.vbd(&mut talk)?.path;
+        talk.pause(minor)?;
+        let (done, next) = match work() {
+            Ok(done) => done,
+            Err(why) => return Err(back(&mut talk, minor, &old, why)),
+        };
+        let (new, made) = match next {
+            Next::Same => (old.clone(), None),
+            Next::On(name) => (name, None),
+            Next::Made(name, path) => (name, Some(path)),
+        };
+        let Err(why) = talk.resume(minor, &new) else { return Ok(done) };
+        match fate(&mut talk, minor, &new) {
+            Fate::Done => Ok(done),
+            Fate::Held => {
+                let why = match made.map_or(Ok(()), |path| unmake(&path)) {
+                    Ok(()) => why,
+                    Err(also) => also.after(&why),
+                };
+                Err(back(&mut talk, minor, &old, why))
+            }
+            Fate::Unknown => {
+                let text = format_args!("minor {minor} may be on the new image or the old one; nothing was undone");
+                Err(Failure::new(Errno::BUSY, text).after(&why))
+            }
         }
     }
-}
 
-/// The VBD of that minor, which has to have the parent open.
-fn is_on(talk: &mut Talk, minor: u16, options: &Snapshot) -> Result<Vbd, Failure> {
-    let found = talk.list(minor)?.into_iter().find(|vbd| vbd.minor == minor);
-    let vbd = found.ok_or_else(|| Failure::new(Errno::NODEV, format_args!("minor {minor}: there is none")))?;
-    let (kind, source) = vbd.path.split_once(':').unwrap_or(("", &vbd.path));
-    let wanted: &[&str] = if options.raw { &["aio", "raw"] } else { &["vhd"] };
-    if !is_open(&vbd) || !wanted.contains(&kind) || !is_same(Path::new(source), &options.parent) {
-        let has = if is_open(&vbd) { &vbd.path } else { "nothing" };
-        let text = format_args!("minor {minor}: it has {has} open, not {}", options.parent.display());
-        return Err(Failure::invalid(text));
+    /// The VBD, if it has the image open.
+    fn vbd(&self, talk: &mut Talk) -> Result<Vbd, Failure> {
+        let minor = self.minor;
+        let found = talk.list(minor)?.into_iter().find(|vbd| vbd.minor == minor);
+        let vbd = found.ok_or_else(|| Failure::new(Errno::NODEV, format_args!("minor {minor}: there is none")))?;
+        let (kind, source) = vbd.path.split_once(':').unwrap_or(("", &vbd.path));
+        let wanted: &[&str] = if self.raw { &["aio", "raw"] } else { &["vhd"] };
+        if !is_open(&vbd) || !wanted.contains(&kind) || !is_same(Path::new(source), self.image) {
+            let has = if is_open(&vbd) { &vbd.path } else { "nothing" };
+            let text = format_args!("minor {minor}: it has {has} open, not {}", self.image.display());
+            return Err(Failure::invalid(text));
+        }
+        Ok(vbd)
     }
-    Ok(vbd)
 }
 
 /// How a storage domain is to know an image.
-fn name(image: &Path) -> Result<String, Failure> {
+pub(super) fn name(image: &Path, raw: bool) -> Result<String, Failure> {
+    let kind = if raw { "aio" } else { "vhd" };
     let bad = |why: &dyn std::fmt::Display| Failure::invalid(format_args!("{}: {why}", image.display()));
     let text = image.to_str().ok_or_else(|| bad(&"not a name that can be said"))?;
     if Name::parse(text).is_some() {
-        return Ok(text.to_owned());
+        return Ok(format!("{kind}:{text}"));
     }
-    absolute(image).map(|path| path.display().to_string()).map_err(|error| bad(&error))
+    absolute(image).map(|path| format!("{kind}:{}", path.display())).map_err(|error| bad(&error))
 }
 
 /// Lets the VBD go on where it was, and says what went wrong before.

@@ -9,9 +9,9 @@ use std::thread;
 
 use protocol::tapdisk::{Body, Dialect, Listed, MESSAGE_BYTES_MAX, Message, Response, Text};
 use vhd::disk;
-use vhd::store::Access;
+use vhd::store::{Access, FileStore};
 
-use crate::judges::{Folder, assert_clean, vhd};
+use crate::judges::{Folder, Load, Numbers, assert_clean, assert_same, by_engine, by_libvhdi, open, play, vhd};
 
 const PAUSED: u32 = 0x2a;
 
@@ -117,8 +117,10 @@ impl Served {
                     Way::Does | Way::DoesUnheard => {}
                 }
                 // Nobody may have it open for writing meanwhile.
-                let path = name.strip_prefix("vhd:").expect("a VHD");
-                drop(disk::open(Path::new(path), Access::Write, Access::Read).expect("an image that opens"));
+                match name.split_once(':').expect("a type") {
+                    ("vhd", path) => drop(disk::open(Path::new(path), Access::Write, Access::Read).expect("an image")),
+                    (_, path) => drop(FileStore::open(Path::new(path), Access::Write).expect("a file")),
+                }
                 (self.name, self.state) = (name, 0);
                 if way == Way::DoesUnheard { Vec::new() } else { vec![Body::ResumeRsp(Response::DONE)] }
             }
@@ -192,6 +194,98 @@ fn what_cannot_be_undone_is_told() {
     assert_eq!((number, text.contains("nothing was undone")), (104, true), "{text}");
     assert_eq!(server.asked().len(), 2);
     assert!(new.exists());
+}
+
+#[test]
+fn other_work_holds_a_minor_and_lets_it_go_on_where_it_was() {
+    let (_folder, server, [_, leaf, _]) = served("work", Way::Does);
+    let leaf = leaf.to_str().unwrap();
+    let held = ["PAUSE".to_owned(), format!("RESUME vhd:{leaf}")];
+    for words in [
+        &["repair", leaf][..],
+        &["resize", leaf, "16M"],
+        &["set", leaf, "hidden", "1"],
+        &["set", leaf, "parent", "base.vhd"],
+        &["check", leaf],
+        &["check", "--chain", leaf],
+    ] {
+        let (number, text) = server.vhd(words).unwrap_err();
+        assert_eq!((number, text.contains("minor 7 has it open")), (16, true), "{words:?}: {text}");
+        assert_eq!(server.asked(), [""; 0]);
+        server.vhd(&[words, &["--minor", "7"]].concat()).unwrap_or_else(|(_, text)| panic!("{words:?}: {text}"));
+        assert_eq!(server.asked(), held, "{words:?}");
+        assert_eq!(server.now(), (format!("vhd:{leaf}"), 0), "{words:?}");
+    }
+    assert_eq!(vhd(&["read", leaf, "size"]).unwrap().trim(), (16 << 20).to_string());
+    // What fails lets it go on too.
+    assert_eq!(server.vhd(&["resize", leaf, "8M", "--minor", "7"]).unwrap_err().0, 22);
+    assert_eq!(server.asked(), held);
+    assert_eq!(server.vhd(&["repair", leaf, "--minor", "8"]).unwrap_err().0, 19);
+    assert_eq!(server.asked(), [""; 0]);
+    assert_eq!(server.now(), (format!("vhd:{leaf}"), 0));
+}
+
+/// A minor's leaf, with something in all of its images, and what it holds.
+fn filled(test: &str, way: Way) -> (Folder, Server, [PathBuf; 3], Vec<u8>) {
+    let (folder, server, files) = served(test, way);
+    let (mut numbers, mut model) = (Numbers::new(71), vec![0; 8 << 20]);
+    play(&open(&files[0]), &mut model, &mut numbers, Load::Writes, 20);
+    play(&open(&files[1]), &mut model, &mut numbers, Load::Pages, 20);
+    (folder, server, files, model)
+}
+
+#[test]
+fn a_leaf_is_coalesced_under_its_minor_which_goes_on_on_the_parent() {
+    for way in [Way::Does, Way::DoesUnheard] {
+        let (_folder, server, [base, leaf, _], model) = filled(&format!("coalesced-{way:?}"), way);
+        let name = base.canonicalize().unwrap();
+        server.vhd(&["coalesce", leaf.to_str().unwrap(), "--minor", "7"]).unwrap();
+        assert_eq!(server.asked(), ["PAUSE".to_owned(), format!("RESUME vhd:{}", name.display())], "{way:?}");
+        assert_eq!(server.now(), (format!("vhd:{}", name.display()), 0));
+        assert_same("libvhdi", &by_libvhdi(std::slice::from_ref(&base)), &model);
+        assert_clean(&base);
+    }
+    // One that is no VHD.
+    let (folder, server, [_, leaf, _]) = served("coalesced-raw", Way::Does);
+    let (raw, leaf) = (folder.file("raw"), leaf.to_str().unwrap());
+    std::fs::write(&raw, vec![5; 8 << 20]).unwrap();
+    std::fs::remove_file(leaf).unwrap();
+    vhd(&["snapshot", leaf, raw.to_str().unwrap(), "--raw"]).unwrap();
+    server.vhd(&["coalesce", leaf, "--minor", "7"]).unwrap();
+    let name = raw.canonicalize().unwrap();
+    assert_eq!(server.now(), (format!("aio:{}", name.display()), 0));
+}
+
+#[test]
+fn a_minor_stays_on_its_leaf_where_that_cannot_be_coalesced_or_the_parent_not_opened() {
+    let (_folder, server, [base, leaf, _], model) = filled("not-coalesced", Way::Refuses);
+    let (base, name) = (base.canonicalize().unwrap(), leaf.to_str().unwrap());
+    assert_eq!(server.vhd(&["coalesce", name, "--minor", "7"]).unwrap_err().0, 5);
+    let asked = ["PAUSE".to_owned(), format!("RESUME vhd:{}", base.display()), format!("RESUME vhd:{name}")];
+    assert_eq!(server.asked(), asked);
+    assert_same("the leaf has all of it", &by_engine(&leaf), &model);
+    vhd(&["resize", name, "16M"]).unwrap();
+    let (number, text) = server.vhd(&["coalesce", name, "--minor", "7"]).unwrap_err();
+    assert_eq!((number, text.contains("make that larger first")), (22, true), "{text}");
+    assert_eq!(server.asked(), ["PAUSE".to_owned(), format!("RESUME vhd:{name}")]);
+    assert_eq!(server.now(), (format!("vhd:{name}"), 0));
+}
+
+/// What a child has may go into its parent under whoever reads through that child, and under nobody else.
+#[test]
+fn a_parent_that_another_child_shows_is_not_coalesced_into() {
+    let (folder, server, [base, leaf, new]) = served("sibling", Way::Does);
+    let [base, leaf, new] = [&base, &leaf, &new].map(|path| path.to_str().unwrap());
+    let other = folder.file("other.vhd");
+    let other = other.to_str().unwrap();
+    vhd(&["snapshot", other, base]).unwrap();
+    let (number, text) = server.vhd(&["coalesce", other]).unwrap_err();
+    assert_eq!((number, text.contains("base.vhd: ")), (16, true), "{text}");
+    vhd(&["snapshot", new, leaf]).unwrap();
+    server.served.lock().unwrap().name = format!("vhd:{new}");
+    server.vhd(&["coalesce", leaf]).unwrap();
+    assert_eq!(server.vhd(&["coalesce", other]).unwrap_err().0, 16);
+    assert_eq!(server.asked(), [""; 0]);
 }
 
 #[test]
