@@ -20,7 +20,7 @@ packages := gcc libc6-dev binutils libxen-dev qemu-system-x86 qemu-utils python3
 # instructions go.
 bench_flags := $(foreach peer,$(PEERS),--peers $(peer)) $(if $(LOADS),--loads '$(LOADS)') $(if $(RUNS),--runs $(RUNS))
 
-.PHONY: bench bench-formats bench-nbd profile run test setup build lint host sim crash boots fuzz loom mutants miri size clean
+.PHONY: bench bench-formats bench-nbd bench-neighbours bench-processors bench-wall footprint profile run test setup build lint host sim crash boots fuzz loom mutants miri size clean
 
 run: build
 	$(boots) run $(run_flags)
@@ -84,6 +84,21 @@ boots: build
 
 bench: build
 	$(boots) bench $(bench_flags)
+
+# The same with a guest of four processors, and backends beside each other by the clock on the wall.
+bench-processors: build
+	$(boots) bench --processors 4 $(bench_flags)
+
+bench-wall: build
+	$(boots) wall $(if $(ROUNDS),--rounds $(ROUNDS))
+
+# What a guest that asks for all it can get makes of a quiet one's requests.
+bench-neighbours: build
+	$(boots) neighbours
+
+# How long tapdom and its disks take to be of use, and in what memory. MANY=n disks are attached at once.
+footprint: build
+	$(boots) footprint $(if $(MANY),--many $(MANY))
 
 profile: build
 	$(boots) bench --profile $(bench_flags)

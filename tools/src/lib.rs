@@ -3,6 +3,9 @@
 //! # Layout
 //!
 //! - `workload`: what the benchmark measures
+//! - `footprint`: how long things take to be ready and in what memory: what is measured, and the goals
+//! - `neighbours`: two guests on one backend: what is measured
+//! - `wall`: backends beside each other by the clock on the wall: what is measured
 //! - `report`: the lines that dom0 says to the host, and the job that the host gives to dom0
 //! - `boots`: runs on the developer's machine: fetches Debian's parts, builds images, runs QEMU, judges
 //! - `agent`: runs inside the boot, as init of dom0 and of every Linux guest
@@ -12,5 +15,8 @@
 
 pub mod agent;
 pub mod boots;
+pub mod footprint;
+pub mod neighbours;
 pub mod report;
+pub mod wall;
 pub mod workload;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 
-use crate::workload::Plan;
+use crate::workload::{Peer, Plan};
 
 /// One line that dom0's agent writes for the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,11 +120,34 @@ pub enum Task {
     },
     /// Run the loads of the benchmark.
     Bench(Plan),
+    /// Measure how long things take to be ready, and in what memory.
+    Footprint {
+        /// Disks that are attached at once.
+        many: u32,
+    },
+    /// Measure what a guest makes of another's requests.
+    Neighbours,
+    /// Put the same loads on disks of several backends, round after round.
+    Wall {
+        /// How many.
+        rounds: u32,
+    },
     /// Tell the whole story to a newcomer; afterwards a shell if asked.
     Story {
         /// Whether it ends in a shell.
         shell: bool,
     },
+}
+
+impl Task {
+    /// Whether dom0 needs QEMU.
+    pub fn has_qdisk(&self) -> bool {
+        match self {
+            Task::Bench(plan) => plan.peers.contains(&Peer::Qdisk),
+            Task::Wall { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// The name under which the boot itself fails, when nothing else can be blamed.
@@ -139,6 +162,9 @@ impl fmt::Display for Task {
             Task::Probe { cmdline, memory_mib, seconds } => write!(f, "probe {memory_mib} {seconds} {cmdline}"),
             Task::Test { backend, scenarios } => write!(f, "test {} {}", backend.word(), scenarios.join(" ")),
             Task::Bench(plan) => write!(f, "bench {plan}"),
+            Task::Footprint { many } => write!(f, "footprint {many}"),
+            Task::Neighbours => write!(f, "neighbours"),
+            Task::Wall { rounds } => write!(f, "wall {rounds}"),
             Task::Story { shell } => write!(f, "story {shell}"),
         }
     }
@@ -149,7 +175,7 @@ impl FromStr for Task {
 
     fn from_str(job: &str) -> Result<Task> {
         let job = job.trim_end();
-        let (kind, rest) = job.split_once(' ').context("an empty job")?;
+        let (kind, rest) = job.split_once(' ').unwrap_or((job, ""));
         match kind {
             "probe" => {
                 let mut parts = rest.splitn(3, ' ');
@@ -167,6 +193,9 @@ impl FromStr for Task {
                 Ok(Task::Test { backend, scenarios: words.map(str::to_owned).collect() })
             }
             "bench" => Ok(Task::Bench(rest.parse()?)),
+            "footprint" => Ok(Task::Footprint { many: rest.parse()? }),
+            "neighbours" => Ok(Task::Neighbours),
+            "wall" => Ok(Task::Wall { rounds: rest.parse()? }),
             "story" => Ok(Task::Story { shell: rest.parse()? }),
             _ => bail!("no job is called {kind:?}"),
         }
@@ -176,7 +205,6 @@ impl FromStr for Task {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::Peer;
 
     #[test]
     fn lines_survive_the_serial_port() {
@@ -214,7 +242,10 @@ mod tests {
             Task::Probe { cmdline: "log=debug a=b".into(), memory_mib: 32, seconds: 10 },
             Task::Probe { cmdline: String::new(), memory_mib: 32, seconds: 10 },
             Task::Test { backend: Backend::Dom0, scenarios: vec!["a".into(), "b".into()] },
-            Task::Bench(Plan { peers: vec![Peer::Qdisk], workloads: vec![0, 3], names: false }),
+            Task::Bench(Plan { peers: vec![Peer::Qdisk], workloads: vec![0, 3], processors: 1, names: false }),
+            Task::Footprint { many: 250 },
+            Task::Neighbours,
+            Task::Wall { rounds: 7 },
             Task::Story { shell: true },
         ] {
             assert_eq!(task.to_string().parse::<Task>().unwrap(), task);

@@ -11,7 +11,7 @@ use rustix::mount::MountFlags;
 use super::process::run;
 use super::reporter::Reporter;
 use super::system::{mount_at, wait_until};
-use super::{evidence, measure, probe, scenarios, store, story};
+use super::{evidence, footprint, measure, neighbours, probe, scenarios, store, story, wall};
 use crate::report::{BOOT, JOB_PATH, Line, Task};
 
 /// Xen's programs of dom0.
@@ -44,6 +44,9 @@ fn work(reporter: &Reporter, task: &Task) -> Result<()> {
         Task::Probe { cmdline, memory_mib, seconds } => probe::probe(reporter, cmdline, *memory_mib, *seconds),
         Task::Test { backend, scenarios } => scenarios::judge(reporter, *backend, scenarios),
         Task::Bench(plan) => measure::measure(reporter, plan),
+        Task::Footprint { many } => footprint::measure(reporter, *many),
+        Task::Neighbours => neighbours::measure(reporter),
+        Task::Wall { rounds } => wall::measure(reporter, *rounds),
         Task::Story { shell } => story::tell(reporter, *shell),
     }
 }

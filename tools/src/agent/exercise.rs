@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::process::{Child, Command};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,6 +65,10 @@ pub enum Exercise {
     Refused { disk: String },
     /// The load of the benchmark, with these words; answers its nanoseconds.
     Measure { disk: String, words: String },
+    /// Begins the load of the benchmark, with these words, which are of one without an end.
+    Noise { disk: String, words: String },
+    /// Ends it; an error if it has ended by itself.
+    Silence,
     /// Writes and reads back without end, in the background.
     Load { disk: String, seed: u64 },
     /// How many rounds the load has done; an error if it met one.
@@ -103,6 +108,8 @@ impl fmt::Display for Exercise {
             Checksum { disk, offset, length } => write!(f, "checksum {disk} {offset} {length}"),
             Refused { disk } => write!(f, "refused {disk}"),
             Measure { disk, words } => write!(f, "measure {disk} {words}"),
+            Noise { disk, words } => write!(f, "noise {disk} {words}"),
+            Silence => write!(f, "silence"),
             Load { disk, seed } => write!(f, "load {disk} {seed}"),
             Progress => write!(f, "progress"),
             Stop => write!(f, "stop"),
@@ -140,6 +147,8 @@ impl FromStr for Exercise {
             "checksum" => Checksum { disk: disk()?, offset: number(2)?, length: number(3)? },
             "refused" => Refused { disk: disk()? },
             "measure" => Measure { disk: disk()?, words: words.get(2..).unwrap_or_default().join(" ") },
+            "noise" => Noise { disk: disk()?, words: words.get(2..).unwrap_or_default().join(" ") },
+            "silence" => Silence,
             "load" => Load { disk: disk()?, seed: number(2)? },
             "progress" => Progress,
             "stop" => Stop,
@@ -157,6 +166,7 @@ impl FromStr for Exercise {
 pub struct Gymnast {
     load: Option<BackgroundLoad>,
     many: Option<load::Load>,
+    noise: Option<Child>,
 }
 
 struct BackgroundLoad {
@@ -195,6 +205,8 @@ impl Gymnast {
             Checksum { disk, offset, length } => Ok(format!("{:08x}", raw::checksum(disk, *offset, *length)?)),
             Refused { disk } => raw::refused(disk),
             Measure { disk, words } => measure(disk, words),
+            Noise { disk, words } => self.begin_noise(disk, words).map(|()| done()),
+            Silence => self.end_noise().map(|()| done()),
             Load { disk, seed } => self.begin_load(disk, *seed).map(|()| done()),
             Progress => self.progress(),
             Stop => self.end_load(),
@@ -220,6 +232,21 @@ impl Gymnast {
         let mut many = self.many.take().context("no load is running")?;
         many.stop()?;
         Ok(in_words(&many.written()))
+    }
+
+    fn begin_noise(&mut self, disk: &str, words: &str) -> Result<()> {
+        let noise = Command::new(LOAD).arg(disk).args(words.split(' ')).spawn().context("starting the load")?;
+        self.noise = Some(noise);
+        Ok(())
+    }
+
+    fn end_noise(&mut self) -> Result<()> {
+        let mut noise = self.noise.take().context("there is no noise")?;
+        if let Some(status) = noise.try_wait()? {
+            bail!("the noise ended by itself with {status}");
+        }
+        noise.kill().context("ending the noise")?;
+        noise.wait().map(drop).context("ending the noise")
     }
 
     fn begin_load(&mut self, disk: &str, seed: u64) -> Result<()> {
@@ -326,6 +353,8 @@ mod tests {
             Checksum { disk: disk(), offset: 1, length: 2 },
             Refused { disk: disk() },
             Measure { disk: disk(), words: "read random 4096 1 10".to_owned() },
+            Noise { disk: disk(), words: "read random 4096 32 4294967295 1".to_owned() },
+            Silence,
             Load { disk: disk(), seed: 9 },
             Progress,
             Stop,

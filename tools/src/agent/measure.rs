@@ -2,64 +2,107 @@
 //! What is counted, QEMU counts; dom0 only says what ran when, and sleeps meanwhile.
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::backend::{Server, devid};
+use super::backend::{Server, devid, letter};
 use super::domain::{self, XL};
 use super::exercise::Exercise;
-use super::guest::{COMMAND, READY, RESULT, TOOLS_DISK};
-use super::lower::{self, TOOLS_LOOP};
+use super::pinned::{Pinned, Shape, device, devices};
 use super::process::run;
 use super::reporter::Reporter;
-use super::{raw, store};
+use super::{lower, raw, store};
 use crate::report::Line;
-use crate::workload::{self, Peer, Plan, Workload};
+use crate::workload::{self, DISKS, Peer, Plan, Workload};
 
-/// In virtual time, which an idle machine skips: a guest takes some seconds to start, a load less than one.
-const LIMIT: Duration = Duration::from_secs(120);
-
-/// The disk that is measured, in the guest.
-const DISK: &str = "xvda";
+/// The processor of the guest; dom0 has the first.
+pub const GUEST: usize = 1;
+/// Those of a guest that has more than one.
+const GUESTS: [usize; 4] = [GUEST, 3, 4, 5];
+/// tapdom's.
+pub const TAPDOM: usize = 2;
 
 /// dom0's RAM disk: what the peers serve, and tapdom's lower disk.
-const BRD: &str = "/dev/ram0";
+pub const BRD: &str = "/dev/ram0";
 
 /// tapdom's RAM disk has the size of dom0's.
-const MEBIBYTES: u64 = 64;
+pub const MEBIBYTES: u64 = 64;
 
-const PERSISTENT: &str = "/sys/module/xen_blkback/parameters/feature_persistent";
+/// Another, with a VHD on it: tapdom's second lower disk.
+const VHD: &str = "/dev/ram1";
+
+/// The disk that the VHD is: one that fits with its tables.
+const VHD_MEBIBYTES: u64 = MEBIBYTES - 2;
+
+/// How many queues blkback offers.
+const QUEUES: &str = "/sys/module/xen_blkback/parameters/max_queues";
+
+/// Whether blkback offers persistent grants.
+pub const PERSISTENT: &str = "/sys/module/xen_blkback/parameters/feature_persistent";
 
 /// The symbols that Xen tells dom0.
 const SYMBOLS: &str = "/proc/xen/xensyms";
 
 /// Does what the plan says.
 pub fn measure(reporter: &Reporter, plan: &Plan) -> Result<()> {
-    lower::mount_tools()?;
     symbols(reporter, plan)?;
+    prepare()?;
+    reporter.step("tapdom is ready");
+    let (attached, created): (Vec<Peer>, Vec<Peer>) = plan.peers.iter().partition(|peer| **peer != Peer::Qdisk);
+    let processors = &GUESTS[..plan.processors];
+    if !attached.is_empty() {
+        let mut guest = create(processors, &[])?;
+        for peer in attached {
+            for disks in [1, DISKS] {
+                let workloads = workloads(plan, peer, disks)?;
+                if !workloads.is_empty() {
+                    attach(&mut guest, peer, disks)?;
+                    loads(&mut guest, reporter, peer, &workloads, plan.processors)?;
+                    for disk in names(disks) {
+                        guest.detach(&disk)?;
+                    }
+                }
+            }
+        }
+        guest.destroy()?;
+    }
+    for peer in created {
+        for disks in [1, DISKS] {
+            let workloads = workloads(plan, peer, disks)?;
+            if !workloads.is_empty() {
+                // libxl starts QEMU with the guest.
+                let specs: Vec<String> = (0..disks).map(|at| spec(peer, at, disks)).collect();
+                let mut guest = create(processors, &specs)?;
+                loads(&mut guest, reporter, peer, &workloads, plan.processors)?;
+                guest.destroy()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fills dom0's RAM disks and starts tapdom.
+pub fn prepare() -> Result<()> {
+    lower::mount_tools()?;
     ensure!(raw::size(BRD)? == MEBIBYTES << 20, "{BRD} has {} bytes", raw::size(BRD)?);
     // A page of it that was never written costs less to read.
     raw::write(BRD, 0, MEBIBYTES << 20, 7)?;
+    run(&["vhd", "create", VHD, &format!("{VHD_MEBIBYTES}M")], XL)?;
     fs::write(PERSISTENT, "1").context(PERSISTENT)?;
-    start_tapdom()?;
-    reporter.step("tapdom is ready");
-    let (attached, created): (Vec<Peer>, Vec<Peer>) = plan.peers.iter().partition(|peer| **peer != Peer::Qdisk);
-    if !attached.is_empty() {
-        let mut guest = Guest::create(None)?;
-        for peer in attached {
-            guest.attach(peer)?;
-            guest.loads(reporter, peer, &plan.workloads)?;
-            guest.detach()?;
-        }
-        domain::destroy(Guest::NAME)?;
-    }
-    for peer in created {
-        // libxl starts QEMU with the guest.
-        Guest::create(Some(&spec(peer)))?.loads(reporter, peer, &plan.workloads)?;
-        domain::destroy(Guest::NAME)?;
-    }
-    Ok(())
+    start_tapdom()
+}
+
+fn create(processors: &[usize], disks: &[String]) -> Result<Pinned> {
+    Pinned::create(&Shape { name: "guest", processors, mebibytes: None, disks })
+}
+
+/// The plan's loads on so many disks, with their numbers.
+fn workloads(plan: &Plan, peer: Peer, disks: usize) -> Result<Vec<(usize, Workload)>> {
+    let all = Workload::all();
+    let known = |&index: &usize| Ok((index, *all.get(index).with_context(|| format!("no workload {index}"))?));
+    let wanted: Vec<(usize, Workload)> = plan.workloads.iter().map(known).collect::<Result<_>>()?;
+    let fits = |workload: &Workload| workload.disks == disks && (disks == 1 || peer.has_many_disks());
+    Ok(wanted.into_iter().filter(|(_, workload)| fits(workload)).collect())
 }
 
 /// Addresses and names of functions of Xen, for whoever looks at the counts: those that the table has, or all. The port to
@@ -76,99 +119,72 @@ fn symbols(reporter: &Reporter, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
+/// On two of dom0's RAM disks, with room for some of its own.
 fn start_tapdom() -> Result<()> {
+    let lower =
+        |vdev: &str, target: &str| format!("\"format=raw,vdev={vdev},access=rw,backendtype=phy,target={target}\"");
     let settings = [
         "name=\"tapdom\"".to_owned(),
         "kernel=\"/boot/domain.elf\"".to_owned(),
-        format!("disk=[\"format=raw,vdev=xvda,access=rw,backendtype=phy,target={BRD}\"]"),
+        format!("disk=[{},{}]", lower("xvda", BRD), lower("xvdb", VHD)),
         format!("memory={}", 2 * MEBIBYTES),
-        "cpus=\"2\"".to_owned(),
+        format!("cpus=\"{TAPDOM}\""),
     ];
     domain::create("tapdom.cfg", &settings)?;
     Server::await_tapdom("tapdom").map(drop)
 }
 
-/// The disk's configuration.
-fn spec(peer: Peer) -> String {
+/// The configuration of a disk of the guest's: where it is among all, and of how many of this backend.
+pub fn spec(peer: Peer, at: usize, of: usize) -> String {
     let backend = match peer {
-        Peer::Blkback | Peer::BlkbackPlain => format!("backendtype=phy,target={BRD}"),
-        Peer::TapdomRam => format!("backend=tapdom,target=ram:{MEBIBYTES}M"),
+        Peer::Blkback | Peer::BlkbackPlain | Peer::BlkbackQueues => format!("backendtype=phy,target={BRD}"),
+        Peer::TapdomRam => format!("backend=tapdom,target=ram:{}M", MEBIBYTES as usize / of),
         Peer::TapdomAio => "backend=tapdom,target=aio:/dev/xvda".to_owned(),
+        Peer::TapdomVhd => "backend=tapdom,target=vhd:/dev/xvdb".to_owned(),
         Peer::Qdisk => format!("backendtype=qdisk,target={BRD}"),
     };
-    format!("format=raw,vdev={DISK},access=rw,{backend}")
+    format!("format=raw,vdev={},access=rw,{backend}", letter(at))
 }
 
-struct Guest {
-    id: u32,
-    commands: u32,
+/// The names of so many disks in the guest.
+fn names(disks: usize) -> Vec<String> {
+    (0..disks).map(letter).collect()
 }
 
-impl Guest {
-    const NAME: &str = "guest";
-
-    /// Starts it, with this disk from the start if there is one.
-    fn create(disk: Option<&str>) -> Result<Guest> {
-        let tools = format!("format=raw,vdev={TOOLS_DISK},access=r,backendtype=phy,target={TOOLS_LOOP}");
-        let disks: Vec<String> =
-            [Some(tools.as_str()), disk].into_iter().flatten().map(|d| format!("\"{d}\"")).collect();
-        let settings = [
-            format!("name=\"{}\"", Guest::NAME),
-            format!("disk=[{}]", disks.join(",")),
-            "cpus=\"1\"".to_owned(),
-            // Else each of the guest's looks at its clock is an exit to Xen.
-            "tsc_mode=\"native\"".to_owned(),
-        ];
-        domain::create("guest.cfg", &settings)?;
-        let id = domain::id(Guest::NAME)?;
-        let ready = format!("/local/domain/{id}/{READY}");
-        store::wait_for(&ready, "the guest is up", LIMIT, |value| value == Some("ready"))?;
-        Ok(Guest { id, commands: 0 })
-    }
-
-    fn attach(&mut self, peer: Peer) -> Result<()> {
-        fs::write(PERSISTENT, if peer == Peer::BlkbackPlain { "0" } else { "1" }).context(PERSISTENT)?;
-        run(&["xl", "block-attach", Guest::NAME, &spec(peer)], XL)?;
-        self.ask(&Exercise::Appear { disk: format!("/dev/{DISK}") })?;
-        let offered =
-            store::look(&format!("/local/domain/0/backend/vbd/{}/{}/feature-persistent", self.id, devid(DISK)))?;
-        match peer {
-            Peer::Blkback => ensure!(offered.as_deref() == Some("1"), "blkback offers no persistent grants"),
-            Peer::BlkbackPlain => ensure!(offered.as_deref() != Some("1"), "blkback offers persistent grants"),
-            _ => {}
+fn attach(guest: &mut Pinned, peer: Peer, disks: usize) -> Result<()> {
+    let persistent = peer != Peer::BlkbackPlain;
+    fs::write(PERSISTENT, if persistent { "1" } else { "0" }).context(PERSISTENT)?;
+    let queues = if peer == Peer::BlkbackQueues { GUESTS.len() } else { 1 };
+    fs::write(QUEUES, queues.to_string()).context(QUEUES)?;
+    for (at, disk) in names(disks).iter().enumerate() {
+        guest.attach(&spec(peer, at, disks), disk)?;
+        let node = |key| format!("/local/domain/0/backend/vbd/{}/{}/{key}", guest.id, devid(disk));
+        if matches!(peer, Peer::Blkback | Peer::BlkbackPlain | Peer::BlkbackQueues) {
+            let offered = store::look(&node("feature-persistent"))?.as_deref() == Some("1");
+            ensure!(offered == persistent, "blkback offers persistent grants: {offered}");
+            let offered = store::look(&node("multi-queue-max-queues"))?;
+            ensure!(offered == Some(queues.to_string()), "blkback offers {offered:?} queues");
         }
-        Ok(())
-    }
-
-    fn detach(&mut self) -> Result<()> {
-        run(&["xl", "block-detach", Guest::NAME, DISK], XL)?;
-        self.ask(&Exercise::Vanish { disk: format!("/dev/{DISK}") }).map(drop)
-    }
-
-    fn loads(&mut self, reporter: &Reporter, peer: Peer, workloads: &[usize]) -> Result<()> {
-        let all = Workload::all();
-        for &index in workloads {
-            let workload = all.get(index).with_context(|| format!("no workload {index}"))?;
-            let took = self.ask(&Exercise::Measure { disk: format!("/dev/{DISK}"), words: workload.words() })?;
-            reporter.say(&Line::Record("measured".to_owned(), format!("{} {index} {took}", peer.word())));
-            reporter.step(format!("{}: {workload}: {took} ns", peer.word()));
+        if peer == Peer::TapdomVhd {
+            // No block is new to a load.
+            guest.ask(&Exercise::Write { disk: device(disk), offset: 0, length: VHD_MEBIBYTES << 20, seed: 8 })?;
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    fn ask(&mut self, exercise: &Exercise) -> Result<String> {
-        self.commands += 1;
-        let prefix = format!("{} ", self.commands);
-        let home = format!("/local/domain/{}", self.id);
-        store::write(&format!("{home}/{COMMAND}"), &format!("{prefix}{exercise}"))?;
-        let answer = store::wait_for(
-            &format!("{home}/{RESULT}"),
-            &format!("the guest's answer to {exercise}"),
-            LIMIT,
-            |value| value.is_some_and(|value| value.starts_with(&prefix)),
-        )?;
-        let answer = answer.context("an answer")?;
-        let said = answer.strip_prefix(&prefix).and_then(|answer| answer.strip_prefix("ok "));
-        said.map(str::to_owned).with_context(|| format!("{exercise}: {answer}"))
+fn loads(
+    guest: &mut Pinned,
+    reporter: &Reporter,
+    peer: Peer,
+    workloads: &[(usize, Workload)],
+    processors: usize,
+) -> Result<()> {
+    for (index, workload) in workloads {
+        let disk = devices(&names(workload.disks));
+        let took = guest.ask(&Exercise::Measure { disk, words: workload.words(processors) })?;
+        reporter.say(&Line::Record("measured".to_owned(), format!("{} {index} {took}", peer.word())));
+        reporter.step(format!("{}: {workload}: {took} ns", peer.word()));
     }
+    Ok(())
 }

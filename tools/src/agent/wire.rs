@@ -83,13 +83,19 @@ impl Wire {
         done.with_context(|| format!("{path} has no parent")).map(drop)
     }
 
-    fn watch(&mut self, path: &str) -> Result<()> {
+    /// From now on who waits for an event or an answer waits so long at most.
+    pub fn limit(&self, limit: Duration) -> Result<()> {
+        self.socket.set_read_timeout(Some(limit)).context("a limit for xenstored")
+    }
+
+    /// Watches a node and all below it.
+    pub fn watch(&mut self, path: &str) -> Result<()> {
         let done = self.request(kind::WATCH, format!("{path}\0w\0").as_bytes())?;
         done.with_context(|| format!("watching {path}")).map(drop)
     }
 
     /// The path of the next event.
-    fn event(&mut self) -> Result<String> {
+    pub fn event(&mut self) -> Result<String> {
         loop {
             if let Some(path) = self.events.pop_front() {
                 return Ok(path);

@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use tools::agent::scenarios::ALL;
-use tools::boots::bench::{self, Outcome, profile, table};
+use tools::boots::bench::{self, Ground, Outcome, profile, table};
 use tools::boots::boot::{Boot, EXAMPLES};
+use tools::boots::footprint;
 use tools::boots::judge::Judge;
-use tools::boots::machine::{Ending, Shell};
+use tools::boots::machine::{Ending, Hardware, Shell};
 use tools::boots::parts::Parts;
 use tools::report::{Backend, Line, Task};
 use tools::workload::{Peer, Plan, Workload};
@@ -64,18 +65,32 @@ enum Verb {
     },
     /// Measures the data path beside dom0's backends, in counted instructions.
     Bench {
-        /// Only these backends.
-        #[arg(long, value_enum, value_delimiter = ',')]
-        peers: Vec<Peer>,
-        /// Only loads whose names have one of these in them.
-        #[arg(long)]
-        loads: Vec<String>,
-        /// The hottest functions of each load instead of the table.
-        #[arg(long)]
-        profile: bool,
-        /// Boots so often, and tells how far the last two are apart.
-        #[arg(long, default_value_t = 1)]
-        runs: u32,
+        #[command(flatten)]
+        wanted: Wanted,
+        /// The image that is measured.
+        #[arg(long, default_value = "build/tapdom.elf")]
+        image: PathBuf,
+    },
+    /// Measures how long tapdom and its disks take to be of use, and in what memory.
+    Footprint {
+        /// Disks that are attached at once: what 250 take is a matter of many minutes.
+        #[arg(long, default_value_t = 10)]
+        many: u32,
+        /// The image that is measured.
+        #[arg(long, default_value = "build/tapdom.elf")]
+        image: PathBuf,
+    },
+    /// Measures what a guest that asks for all it can get makes of a quiet one's requests.
+    Neighbours {
+        /// The image that is measured.
+        #[arg(long, default_value = "build/tapdom.elf")]
+        image: PathBuf,
+    },
+    /// Compares backends by the clock on the wall, with a thread of the host for each processor.
+    Wall {
+        /// Rounds in which each backend has its turn.
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
         /// The image that is measured.
         #[arg(long, default_value = "build/tapdom.elf")]
         image: PathBuf,
@@ -96,6 +111,34 @@ enum Verb {
         #[arg(long)]
         debug: bool,
     },
+}
+
+/// What of the benchmark is wanted.
+#[derive(Args)]
+struct Wanted {
+    /// Only these backends.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    peers: Vec<Peer>,
+    /// Only loads whose names have one of these in them.
+    #[arg(long)]
+    loads: Vec<String>,
+    /// Processors of the guest, one or four: each has its part of a load.
+    #[arg(long, default_value_t = 1, value_parser = processors)]
+    processors: usize,
+    /// The hottest functions of each load instead of the table.
+    #[arg(long)]
+    profile: bool,
+    /// Boots so often, and tells how far the last two are apart.
+    #[arg(long, default_value_t = 1)]
+    runs: u32,
+}
+
+fn processors(text: &str) -> Result<usize, String> {
+    match text {
+        "1" => Ok(1),
+        "4" => Ok(4),
+        _ => Err("one or four".to_owned()),
+    }
 }
 
 fn main() -> ExitCode {
@@ -123,7 +166,12 @@ fn work(options: &Options) -> Result<()> {
         Verb::Test { scenarios, backend, image, record, counted, .. } => {
             test(options, scenarios, *backend, image, *record, *counted)
         }
-        Verb::Bench { peers, loads, profile, runs, image } => bench(options, peers, loads, *profile, *runs, image),
+        Verb::Bench { wanted, image } => bench(options, wanted, image),
+        Verb::Footprint { many, image } => measured(options, image, |ground, say| {
+            footprint::run(ground, *many, say).and_then(|figures| tools::footprint::table(&figures))
+        }),
+        Verb::Neighbours { image } => measured(options, image, |ground, say| bench::neighbours(ground, say)),
+        Verb::Wall { rounds, image } => measured(options, image, |ground, say| bench::wall(ground, *rounds, say)),
         Verb::Probe { elf, cmdline, memory, seconds, debug } => {
             need_image(elf)?;
             let task = Task::Probe { cmdline: cmdline.clone(), memory_mib: *memory, seconds: *seconds };
@@ -156,8 +204,18 @@ fn need_image(image: &Path) -> Result<()> {
 fn probe(options: &Options, elf: &Path, task: Task, guest_debug: bool, limit: Duration) -> Result<()> {
     let parts = fetch(options)?;
     let (name, domain, counted) = ("probe", Some(elf), false);
-    let boot =
-        Boot { name, logs: &options.logs, parts: &parts, domain, task, guest_debug, counted, counts: None, limit };
+    let boot = Boot {
+        name,
+        logs: &options.logs,
+        parts: &parts,
+        domain,
+        task,
+        guest_debug,
+        counted,
+        counts: None,
+        hardware: Hardware::ORDINARY,
+        limit,
+    };
     let mut failure = Some("dom0 reported no end".to_owned());
     let ending = boot.run(|line| match line.parse::<Line>() {
         Ok(Line::Step(text)) => println!("{text}"),
@@ -171,24 +229,35 @@ fn probe(options: &Options, elf: &Path, task: Task, guest_debug: bool, limit: Du
     }
 }
 
-fn bench(options: &Options, peers: &[Peer], loads: &[String], profiled: bool, runs: u32, image: &Path) -> Result<()> {
+/// Prints a table.
+fn measured(
+    options: &Options,
+    image: &Path,
+    measure: impl FnOnce(&Ground<'_>, &dyn Fn(&str)) -> Result<String>,
+) -> Result<()> {
     need_image(image)?;
+    let ground = Ground { parts: &fetch(options)?, logs: &options.logs, domain: image };
+    print!("\n{}", measure(&ground, &|text| eprintln!("{text}"))?);
+    Ok(())
+}
+
+fn bench(options: &Options, wanted: &Wanted, image: &Path) -> Result<()> {
+    need_image(image)?;
+    let Wanted { peers, loads, processors, profile: profiled, runs } = wanted;
     let all = Workload::all();
-    let wanted = |name: &str| loads.is_empty() || loads.iter().any(|load| name.contains(load.as_str()));
-    let workloads: Vec<usize> = (0..all.len()).filter(|at| wanted(&all[*at].to_string())).collect();
+    let named = |name: &str| loads.is_empty() || loads.iter().any(|load| name.contains(load.as_str()));
+    let workloads: Vec<usize> =
+        (0..all.len()).filter(|at| all[*at].suits(*processors) && named(&all[*at].to_string())).collect();
     ensure!(!workloads.is_empty(), "no load has one of these in its name: {loads:?}");
-    let peers = if peers.is_empty() { Peer::ALL.to_vec() } else { peers.to_vec() };
-    let qdisk = peers.contains(&Peer::Qdisk);
-    let plan = Plan { peers, workloads, names: profiled };
+    let peers = if peers.is_empty() { Peer::usual(*processors) } else { peers.clone() };
+    let plan = Plan { peers, workloads, processors: *processors, names: *profiled };
     let parts = fetch(options)?;
-    if qdisk {
-        parts.fetch_qdisk(|text| eprintln!("{text}"))?;
-    }
+    let ground = Ground { parts: &parts, logs: &options.logs, domain: image };
     let mut last: Option<Outcome> = None;
-    for _ in 0..runs.max(1) {
-        let outcome = bench::run(&parts, &options.logs, image, &plan, |text| eprintln!("{text}"))?;
+    for _ in 0..*runs.max(&1) {
+        let outcome = bench::run(&ground, &plan, |text| eprintln!("{text}"))?;
         println!();
-        if profiled {
+        if *profiled {
             print!("{}", profile::of(&outcome));
         } else {
             println!("{}\n{}", table::of(&outcome), table::goals(&outcome));
@@ -211,8 +280,18 @@ fn run(options: &Options, shell: bool, image: &Path) -> Result<()> {
     let parts = fetch(options)?;
     let (task, limit) = (Task::Story { shell }, if shell { AFTERNOON } else { STORY });
     let (name, domain, guest_debug, counted) = ("run", Some(image), false, false);
-    let boot =
-        Boot { name, logs: &options.logs, parts: &parts, domain, task, guest_debug, counted, counts: None, limit };
+    let boot = Boot {
+        name,
+        logs: &options.logs,
+        parts: &parts,
+        domain,
+        task,
+        guest_debug,
+        counted,
+        counts: None,
+        hardware: Hardware::ORDINARY,
+        limit,
+    };
     let mut failure = Some("dom0 reported no end".to_owned());
     let mut hear = |line: &str| {
         match line.parse::<Line>() {
@@ -260,7 +339,18 @@ fn test(
     let task = Task::Test { backend, scenarios: names.clone() };
     let name = format!("test-{}", backend.word());
     let (name, logs, guest_debug) = (name.as_str(), options.logs.as_path(), false);
-    let boot = Boot { name, logs, parts: &parts, domain, task, guest_debug, counted, counts: None, limit: SUITE };
+    let boot = Boot {
+        name,
+        logs,
+        parts: &parts,
+        domain,
+        task,
+        guest_debug,
+        counted,
+        counts: None,
+        hardware: Hardware::ORDINARY,
+        limit: SUITE,
+    };
     let mut judge = if record { Judge::recording(&names) } else { Judge::new(&names) };
     let started = Instant::now();
     let ending = boot.run(|line| {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::image::{self, Ours};
-use super::machine::{Ending, Machine, Shell, last_lines};
+use super::machine::{Ending, Hardware, Machine, Shell, last_lines};
 use super::parts::Parts;
 use crate::report::Task;
 
@@ -32,6 +32,8 @@ pub struct Boot<'a> {
     pub counted: bool,
     /// The plugin that counts instructions, and where it writes them.
     pub counts: Option<(&'a Path, &'a Path)>,
+    /// What it runs on.
+    pub hardware: Hardware,
     /// The end of all patience.
     pub limit: Duration,
 }
@@ -94,6 +96,7 @@ impl Boot<'_> {
             guest_debug: self.guest_debug,
             counted: self.counted,
             counts: self.counts,
+            hardware: self.hardware,
             limit: self.limit,
         }
     }

@@ -10,9 +10,8 @@ use anyhow::{Context, Result, ensure};
 use super::cpio::Archive;
 use super::elf;
 use super::parts::{Parts, modules_in_order, run};
-use crate::agent::exercise;
+use crate::agent::{exercise, footprint};
 use crate::report::{JOB_PATH, Task};
-use crate::workload::Peer;
 
 /// Modules of dom0: access to Xen, both halves of its block driver, the disks that stand in for hardware.
 const DOM0_MODULES: &[&str] = &[
@@ -64,6 +63,9 @@ const KEYMAP: &str = "/usr/share/qemu/keymaps/en-us";
 /// The load of the benchmark, in the guest.
 const LOAD: &str = include_str!("bench/load.c");
 
+/// The clock of `make footprint`, in dom0.
+const UNTIL: &str = include_str!("footprint/until.c");
+
 /// What a boot is made of besides Debian's parts.
 pub struct Ours<'a> {
     /// The agent's program, built beside this one.
@@ -81,8 +83,8 @@ pub struct Ours<'a> {
 /// Writes dom0's initramfs: a base that only changes with Debian's parts and our agent, and the job behind it.
 pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()> {
     let load = match task {
-        Task::Bench(_) => Some(compiled::<&str>(LOAD, &[], to)?),
-        _ => None,
+        Task::Probe { .. } | Task::Test { .. } | Task::Story { .. } => None,
+        _ => Some(compiled::<&str>(LOAD, &[], to)?),
     };
     let guest = guest(parts, ours.agent, load.as_deref())?;
     let mut tree = Tree::new(parts, ours.agent)?;
@@ -100,9 +102,10 @@ pub fn dom0(parts: &Parts, ours: &Ours<'_>, task: &Task, to: &Path) -> Result<()
     let [headers, library] = ["usr/include", "usr/lib/x86_64-linux-gnu/libvhdi.a"].map(|part| parts.root().join(part));
     let built = compiled(READ_CHAIN, &[OsStr::new("-I"), headers.as_ref(), library.as_ref()], to)?;
     tree.archive.file(READ_CHAIN_PROGRAM, 0o755, &built)?;
-    if let Task::Bench(plan) = task
-        && plan.peers.contains(&Peer::Qdisk)
-    {
+    if matches!(task, Task::Footprint { .. }) {
+        tree.archive.file(footprint::UNTIL, 0o755, &compiled::<&str>(UNTIL, &[], to)?)?;
+    }
+    if task.has_qdisk() {
         tree.program(&parts.root().join(&QDISK[1..]), QDISK)?;
         tree.copy(&parts.root().join(&KEYMAP[1..]), KEYMAP)?;
     }

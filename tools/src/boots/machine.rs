@@ -16,6 +16,20 @@ use super::parts::{Parts, QEMU};
 /// Each of these in the console's log is the end of the boot, though QEMU would go on for ever.
 const DEATHS: [&str; 3] = ["Kernel panic - not syncing", "Panic on CPU", "Hardware Dom0 halted"];
 
+/// What the machine has.
+#[derive(Clone, Copy)]
+pub struct Hardware {
+    /// Processors.
+    pub processors: usize,
+    /// Mebibytes of memory.
+    pub memory: u32,
+}
+
+impl Hardware {
+    /// Where nothing is measured.
+    pub const ORDINARY: Hardware = Hardware { processors: 2, memory: 3072 };
+}
+
 /// A boot to be run.
 pub struct Machine<'a> {
     /// Debian's parts: the hypervisor and the kernel.
@@ -30,9 +44,10 @@ pub struct Machine<'a> {
     pub guest_debug: bool,
     /// One instruction is one nanosecond of the machine's time, whatever else the host does.
     pub counted: bool,
-    /// The plugin that counts instructions, and where it writes them. The machine then has a processor for each of three
-    /// domains.
+    /// The plugin that counts instructions, and where it writes them.
     pub counts: Option<(&'a Path, &'a Path)>,
+    /// What it runs on.
+    pub hardware: Hardware,
     /// After this QEMU is ended, whatever it does.
     pub limit: Duration,
 }
@@ -133,14 +148,17 @@ impl Machine<'_> {
         // A second, outer limit: it holds even when this program is killed and cannot end QEMU.
         command.args(["--foreground", "--kill-after=5", &(self.limit.as_secs() + 5).to_string(), QEMU]);
         // PVH domains need nested paging; the rest of the choice is what Debian's Xen and PV Linux boot on under TCG.
-        command.args(["-cpu", "qemu64,+svm,+npt", "-m", "3072"]);
-        command.args(["-smp", if self.counts.is_some() { "3" } else { "2" }]);
+        command.args(["-cpu", "qemu64,+svm,+npt"]);
+        let Hardware { processors, memory } = self.hardware;
+        command.args(["-smp", &processors.to_string(), "-m", &memory.to_string()]);
         if let Some((plugin, counts)) = self.counts {
             command.arg("-plugin").arg(format!("file={},out={}", plugin.display(), counts.display()));
         }
         if self.counted {
             command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
             command.args(["-rtc", "base=2026-01-01,clock=vm"]);
+        } else {
+            command.args(["-accel", "tcg,thread=multi"]);
         }
         command.args(["-display", "none", "-no-reboot", "-net", "none"]);
         command.arg("-serial").arg(format!("file:{}", self.log.display()));

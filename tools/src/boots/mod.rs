@@ -4,6 +4,7 @@ pub mod bench;
 pub mod boot;
 pub mod cpio;
 pub mod elf;
+pub mod footprint;
 pub mod image;
 pub mod judge;
 pub mod kernel;

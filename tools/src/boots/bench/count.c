@@ -4,6 +4,9 @@
  * phase begins and ends where a program executes a no-op that no compiler makes (load.c): its first one ends the boot, and
  * from there on they alternate. At each end all blocks that ran are written out, and forgotten.
  *
+ * Another no-op, within a phase, only asks how many instructions each processor has executed so far: one line of "lap" and
+ * the sums.
+ *
  * One line per block and processor: the phase, the processor, the address, times entered, instructions, and what kind of
  * block it is. Compiled for each benchmark against the plugin interface that QEMU documents (docs/devel/tcg-plugins.rst);
  * Debian's packages have no header for it, so what is used of version 1 is declared here.
@@ -51,13 +54,16 @@ struct block {
 static struct block *blocks;
 static FILE *out;
 static unsigned marks;
+static uint64_t executed[PROCESSORS];
 
 static void entered(unsigned int vcpu, void *data)
 {
 	struct block *block = data;
 
-	if (vcpu < PROCESSORS)
+	if (vcpu < PROCESSORS) {
 		block->entered[vcpu]++;
+		executed[vcpu] += block->instructions;
+	}
 }
 
 /* An odd mark begins a phase, an even one ends it. */
@@ -82,8 +88,21 @@ static void marked(unsigned int vcpu, void *data)
 	}
 }
 
-/* nopl 0x7a7d0b0e(%rax,%rax,1) */
+static void lapped(unsigned int vcpu, void *data)
+{
+	(void)vcpu;
+	(void)data;
+	if (marks % 2 == 0)
+		return;
+	fprintf(out, "lap");
+	for (unsigned cpu = 0; cpu < PROCESSORS; cpu++)
+		fprintf(out, " %" PRIu64, executed[cpu]);
+	fprintf(out, "\n");
+}
+
+/* nopl 0x7a7d0b0e(%rax,%rax,1), and the same with the next number */
 static const uint8_t mark[] = { 0x0f, 0x1f, 0x84, 0x00, 0x0e, 0x0b, 0x7d, 0x7a };
+static const uint8_t lap[] = { 0x0f, 0x1f, 0x84, 0x00, 0x0f, 0x0b, 0x7d, 0x7a };
 
 static bool is(const uint8_t *bytes, size_t size, const char *wanted, size_t length)
 {
@@ -132,9 +151,12 @@ static void translated(uint64_t id, struct qemu_plugin_tb *tb)
 			block->kind = kind;
 			block->instructions = i + 1;
 		}
-		if (qemu_plugin_insn_size(insn) == sizeof(mark) &&
-		    memcmp(qemu_plugin_insn_data(insn), mark, sizeof(mark)) == 0)
+		if (qemu_plugin_insn_size(insn) != sizeof(mark))
+			continue;
+		if (memcmp(qemu_plugin_insn_data(insn), mark, sizeof(mark)) == 0)
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, marked, REGISTERS_UNTOUCHED, NULL);
+		if (memcmp(qemu_plugin_insn_data(insn), lap, sizeof(lap)) == 0)
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, lapped, REGISTERS_UNTOUCHED, NULL);
 	}
 }
 

@@ -7,15 +7,27 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Processors of the machine: dom0's, the guest's, tapdom's.
-pub const PROCESSORS: usize = 3;
+/// Whose instructions are counted.
+pub const OWNERS: usize = 4;
 
-/// What is pinned to which processor.
+/// Processors of dom0.
 pub const DOM0: usize = 0;
-/// As above.
+/// Of the guest.
 pub const GUEST: usize = 1;
-/// As above.
+/// Of tapdom.
 pub const TAPDOM: usize = 2;
+/// Of another guest.
+pub const NEIGHBOUR: usize = 3;
+
+/// Whose each of the machine's processors is.
+pub type Owners = &'static [usize];
+
+/// One processor each.
+pub const THREE: Owners = &[DOM0, GUEST, TAPDOM];
+/// A guest with four.
+pub const FOUR_OF_A_GUEST: Owners = &[DOM0, GUEST, TAPDOM, GUEST, GUEST, GUEST];
+/// Two guests.
+pub const TWO_GUESTS: Owners = &[DOM0, GUEST, TAPDOM, NEIGHBOUR];
 
 /// What one processor executed at one address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,7 +38,7 @@ pub struct Block {
     pub instructions: u64,
 }
 
-/// What one processor executed in a phase.
+/// What one owner's processors executed in a phase.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Processor {
     /// All instructions.
@@ -46,8 +58,10 @@ pub struct Processor {
 /// One phase.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Phase {
-    /// By number.
-    pub processors: [Processor; PROCESSORS],
+    /// By owner.
+    pub processors: [Processor; OWNERS],
+    /// Instructions that each owner's processors had executed at each lap.
+    pub laps: Vec<[u64; OWNERS]>,
 }
 
 /// All phases of a boot.
@@ -57,8 +71,8 @@ pub struct Counts(pub Vec<Phase>);
 const KERNEL: u64 = 0xffff_8000_0000_0000;
 
 impl Counts {
-    /// Reads a file of the plugin.
-    pub fn read(path: &Path) -> Result<Counts> {
+    /// Reads a file of the plugin, from a machine with these processors.
+    pub fn read(path: &Path, owners: Owners) -> Result<Counts> {
         let file = File::open(path).with_context(|| format!("what the plugin counted: {}", path.display()))?;
         let (mut phases, mut phase) = (Vec::new(), Phase::default());
         for line in BufReader::new(file).lines() {
@@ -67,7 +81,7 @@ impl Counts {
                 ensure!(number.parse::<usize>()? == phases.len(), "phase {number} is not the next");
                 phases.push(std::mem::take(&mut phase));
             } else {
-                phase.add(&line).with_context(|| format!("{}: {line:?}", path.display()))?;
+                phase.add(&line, owners).with_context(|| format!("{}: {line:?}", path.display()))?;
             }
         }
         Ok(Counts(phases))
@@ -75,12 +89,21 @@ impl Counts {
 }
 
 impl Phase {
-    fn add(&mut self, line: &str) -> Result<()> {
+    fn add(&mut self, line: &str, owners: Owners) -> Result<()> {
         let words: Vec<&str> = line.split(' ').collect();
+        if let ["lap", sums @ ..] = &words[..] {
+            let mut lap = [0; OWNERS];
+            for (owner, sum) in owners.iter().zip(sums) {
+                lap[*owner] += sum.parse::<u64>()?;
+            }
+            self.laps.push(lap);
+            return Ok(());
+        }
         let [_, processor, address, entered, instructions, kind] = words[..] else { bail!("not six words") };
         let address = u64::from_str_radix(address, 16)?;
         let (entered, instructions) = (entered.parse::<u64>()?, instructions.parse::<u64>()?);
-        let processor = self.processors.get_mut(processor.parse::<usize>()?).context("a processor too many")?;
+        let owner = *owners.get(processor.parse::<usize>()?).context("a processor too many")?;
+        let processor = &mut self.processors[owner];
         processor.instructions += instructions;
         match kind {
             "plain" => {}
@@ -125,16 +148,22 @@ mod tests {
             "0 2 ffff82d040200000 512 512 string",
             "0 0 7fff00000000 1 2 syscall",
             "0 0 ffffffff81001000 3 6 syscall",
+            "lap 5 6 7 0 0 0 0 0",
         ] {
-            phase.add(line).unwrap();
+            phase.add(line, THREE).unwrap();
         }
         let tapdom = &phase.processors[TAPDOM];
         assert_eq!((tapdom.instructions, tapdom.strings, tapdom.hypercalls), (577, 512, 4));
         assert_eq!((tapdom.calls(0x10_0000), tapdom.calls(0x10_0001)), (11, 0));
         assert_eq!(phase.processors[DOM0].hypercalls, 3);
-        assert_eq!(phase.instructions(), 585);
-        for bad in ["0 3 1 1 1 plain", "0 0 1 1 1 other", "0 0 1 1", "0 0 z 1 1 plain"] {
-            assert!(phase.add(bad).is_err(), "{bad}");
+        assert_eq!((phase.instructions(), &phase.laps[..]), (585, &[[5, 6, 7, 0]][..]));
+        for bad in ["0 3 1 1 1 plain", "0 0 1 1 1 other", "0 0 1 1", "0 0 z 1 1 plain", "lap x"] {
+            assert!(phase.add(bad, THREE).is_err(), "{bad}");
         }
+        let mut shared = Phase::default();
+        for line in ["0 1 100000 1 5 plain", "0 5 100000 1 6 plain", "lap 1 2 3 4 5 6 0 0"] {
+            shared.add(line, FOUR_OF_A_GUEST).unwrap();
+        }
+        assert_eq!((shared.processors[GUEST].instructions, shared.laps[0]), (11, [1, 17, 3, 0]));
     }
 }
