@@ -166,6 +166,11 @@ impl Blkback {
         told.expect("dom0 may");
     }
 
+    /// Whether it was asked something that it has not answered.
+    pub fn owes(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.ring.owes())
+    }
+
     /// It closes of its own will, as on `xl block-detach` of the lower disk or a failing device.
     pub fn close(&mut self) {
         self.go(5);

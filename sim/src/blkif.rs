@@ -350,6 +350,11 @@ impl BackRing {
         self.shared.span.load(RSP_EVENT) == self.published.wrapping_add(1)
     }
 
+    /// Whether a request stands there whose answer was not published.
+    pub fn owes(&self) -> bool {
+        self.shared.span.load(REQ_PROD) != self.published
+    }
+
     /// Says that it has put some more answers than it has, or fewer than were published.
     pub fn misstate(&mut self, by: i32) {
         let truth = if by < 0 { self.published } else { self.rsp_prod };

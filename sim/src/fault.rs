@@ -10,6 +10,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::Location;
 
+use xen::port::DomId;
+
 use crate::journal;
 use crate::marks;
 use crate::random::Random;
@@ -190,6 +192,7 @@ struct Budget {
     left: u32,
     one_in: u64,
     only: Option<&'static str>,
+    whose: Option<DomId>,
 }
 
 /// The budgets, and what was spent.
@@ -208,13 +211,18 @@ impl Faults {
 
     /// Up to `times` refusals of this kind, each call being refused once in `one_in` times.
     pub fn allow(&mut self, fault: Fault, times: u32, one_in: u64) {
-        self.budgets.insert(fault, Budget { left: times, one_in, only: None });
+        self.budgets.insert(fault, Budget { left: times, one_in, only: None, whose: None });
+    }
+
+    /// One refusal of this kind, of what is done with this domain.
+    pub fn allow_with(&mut self, whose: DomId, fault: Fault) {
+        self.budgets.insert(fault, Budget { left: 1, one_in: 1, only: None, whose: Some(whose) });
     }
 
     /// As [`allow`](Faults::allow), always in the way of this row.
     pub fn allow_as(&mut self, fault: Fault, row: &'static str, times: u32, one_in: u64) {
         assert!(fault.ways().iter().any(|way| way.row == row), "{fault:?} never is {row:?}");
-        self.budgets.insert(fault, Budget { left: times, one_in, only: Some(row) });
+        self.budgets.insert(fault, Budget { left: times, one_in, only: Some(row), whose: None });
     }
 
     /// No fault from now on.
@@ -239,7 +247,12 @@ impl Faults {
 
     /// Whether this call is refused, and how.
     pub fn strikes(&mut self, fault: Fault) -> Option<Verdict> {
-        let budget = self.budgets.get_mut(&fault)?;
+        self.strikes_with(None, fault)
+    }
+
+    /// The same of a call that is about this domain.
+    pub fn strikes_with(&mut self, whose: Option<DomId>, fault: Fault) -> Option<Verdict> {
+        let budget = self.budgets.get_mut(&fault).filter(|budget| budget.whose.is_none() || budget.whose == whose)?;
         if budget.left == 0 || !self.random.one_in(budget.one_in) {
             return None;
         }

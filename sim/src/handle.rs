@@ -184,7 +184,8 @@ impl Xen for SimXen {
             point();
             of_world(|| {
                 self.strike(Fault::MapAgain)?;
-                self.strike(Fault::Map)?;
+                let struck = self.world.faults().strikes_with(Some(what.domain), Fault::Map);
+                struck.map_or(Ok(()), |verdict| Err(Refused(verdict.code)))?;
                 let (handle, page) = self.world.map(self.id, *what)?;
                 Ok(SimMapping { world: self.world.clone(), by: self.id, handle, page })
             })

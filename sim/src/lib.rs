@@ -21,7 +21,7 @@
 //! - [`crash`]: power cuts at every write and flush; [`ledger`]: what a guest may count on after one
 //! - [`journal`]: what the product logged, for the text of a failure
 //! - [`run`]: the scheduler that plays them against each other; [`schedule`]: peers within the product's turns
-//! - [`memory`]: what the product holds of its heap
+//! - [`memory`]: what the product holds of its heap; [`delay`]: how long guests wait
 //! - [`stage`]: a run with the product booted in it
 //! - [`worlds`]: whole worlds of a seed: honest, clumsy, hostile
 //! - [`fuzz`]: targets of a fuzzer: peers that are bytes
@@ -33,6 +33,7 @@ pub mod blkif;
 pub mod conformance;
 pub mod control;
 pub mod crash;
+pub mod delay;
 pub mod disk;
 pub mod event;
 pub mod fault;

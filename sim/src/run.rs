@@ -95,8 +95,10 @@ pub fn use_memory(used: usize, all: usize) {
     MEMORY.set((used, all));
 }
 
-/// Steps without a moment passing that are a livelock.
+/// Steps within a moment of the world's time that are a livelock, and how long such a moment is: who sets a timer for the next
+/// nanosecond again and again gets nowhere either.
 const STEPS_MAX: u64 = 3_000_000;
+const MOMENT: Duration = Duration::from_millis(1);
 /// Turns of the domain that it calls busy though nothing in the world changes.
 const SPINS_MAX: u32 = 20_000;
 /// How long such a turn takes: who looks at a ring instead of sleeping does it for some time.
@@ -117,6 +119,7 @@ pub struct Run {
     scheduler: Random,
     peers: Rc<Peers>,
     frontends: Vec<(DomId, SharedFrontend)>,
+    lowers: Vec<SharedBlkback>,
     domain: Option<Driven>,
     tapdom: Option<Rc<kernel::Tapdom<SimXen>>>,
     /// Lets go of what holds itself in the domain under test.
@@ -128,7 +131,11 @@ pub struct Run {
     pub channels: Vec<Channel>,
     /// Turns the domain under test has had.
     pub turns: u64,
+    /// Steps of this moment: the product's, and those of peers by their places.
     steps: u64,
+    own_steps: u64,
+    peer_steps: Vec<u64>,
+    moment: Instant,
     spins: u32,
 }
 
@@ -155,6 +162,7 @@ impl Run {
             scheduler,
             peers,
             frontends: Vec::new(),
+            lowers: Vec::new(),
             domain: None,
             tapdom: None,
             ended: None,
@@ -164,6 +172,9 @@ impl Run {
             channels: Vec::new(),
             turns: 0,
             steps: 0,
+            own_steps: 0,
+            peer_steps: Vec::new(),
+            moment: Instant(0),
             spins: 0,
         };
         run.add(Rc::new(RefCell::new(store)));
@@ -222,7 +233,12 @@ impl Run {
 
     /// Schedule points passed within the product's turns, and turns that peers had at them.
     pub fn points(&self) -> (u64, u64) {
-        self.peers.counts()
+        (self.peers.points(), self.peers.switches())
+    }
+
+    /// The longest that a task of the product kept others waiting, in schedule points, and which one.
+    pub fn longest(&self) -> (u64, &'static str) {
+        self.peers.longest()
     }
 
     /// A lower disk of the domain under test, as its xl config has it: xvda is the first.
@@ -237,6 +253,7 @@ impl Run {
         let back = Blkback::new(&self.store, &self.world, self.random.fork(), domain, devid, disk.clone());
         let back = Rc::new(RefCell::new(back));
         self.add(back.clone());
+        self.lowers.extend((domain == DRIVER).then(|| back.clone()));
         back
     }
 
@@ -283,25 +300,45 @@ impl Run {
         }
         self.steps += 1;
         if self.steps > STEPS_MAX {
-            panic!("no end after {STEPS_MAX} steps at one moment");
+            panic!("no end after {STEPS_MAX} steps within {MOMENT:?}: {}", self.busiest());
         }
         let choice = self.scheduler.index(ready.len() + usize::from(awake));
         match ready.get(choice) {
-            None => self.drive(activity),
-            Some(slot) => drop(self.peers.turn(*slot)),
+            None => {
+                self.own_steps += 1;
+                self.drive(activity);
+            }
+            Some(slot) => {
+                let slots = self.peer_steps.len().max(slot + 1);
+                self.peer_steps.resize(slots, 0);
+                self.peer_steps[*slot] += 1;
+                self.peers.turn(*slot);
+            }
         }
         true
+    }
+
+    /// Who made the steps of this moment, for the text of a failure.
+    fn busiest(&self) -> String {
+        let mut peers: Vec<_> = self.peer_steps.iter().enumerate().collect();
+        peers.sort_by_key(|(_, steps)| std::cmp::Reverse(**steps));
+        let peers = peers.into_iter().take(3).map(|(slot, steps)| format!("{steps} of {}", self.peers.name(slot)));
+        let peers = peers.collect::<Vec<_>>().join(", ");
+        format!("{peers}, {} turns of tapdom, with {}", self.own_steps, self.peers.busiest())
     }
 
     fn drive(&mut self, activity: u64) {
         let Some(domain) = &mut self.domain else { return };
         self.turns += 1;
-        self.world.count_turn();
         self.busy = false;
         self.timer = None;
         let turns = self.turns;
         journal::trace(|| format!("tapdom, turn {turns}"));
-        match journal::deeper(|| of_product(|| self.peers.beside(domain))) {
+        let alone = self.lowers.iter().all(|back| !back.borrow().owes());
+        let before = self.peers.points();
+        let turn = journal::deeper(|| of_product(|| self.peers.beside(domain)));
+        self.world.count_turn(self.peers.points() - before, alone);
+        match turn {
             Turn::Busy => {
                 self.busy = true;
                 if self.world.activity() != activity {
@@ -309,8 +346,10 @@ impl Run {
                     return;
                 }
                 self.spins += 1;
-                assert!(self.spins < SPINS_MAX, "the domain is busy for {SPINS_MAX} turns and does nothing");
-                self.world.set_now(self.world.now() + SPIN);
+                if self.spins >= SPINS_MAX {
+                    panic!("the domain is busy for {SPINS_MAX} turns and does nothing: {}", self.busiest());
+                }
+                self.pass_to(self.world.now() + SPIN);
             }
             Turn::Idle(timer) => self.timer = timer,
             Turn::Stop(reason) => {
@@ -341,9 +380,18 @@ impl Run {
         let Some(next) = self.peers.timers().into_iter().chain(self.timer).filter(|at| *at > now).min() else {
             return false;
         };
-        self.steps = 0;
-        self.world.set_now(next.min(end));
+        self.pass_to(next.min(end));
         true
+    }
+
+    fn pass_to(&mut self, now: Instant) {
+        self.world.set_now(now);
+        if now >= self.moment + MOMENT {
+            self.moment = now;
+            (self.steps, self.own_steps) = (0, 0);
+            self.peer_steps.clear();
+            self.peers.forget_polls();
+        }
     }
 
     /// Runs until `done`, or until that much time has passed or nothing can happen any more.

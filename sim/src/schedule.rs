@@ -4,6 +4,7 @@
 //! A wake-up lost between two touches is found only so: between two turns the product is asleep or about to look again.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::journal;
@@ -24,7 +25,7 @@ pub enum Rate {
 }
 
 impl Rate {
-    /// Points between two at which peers run, at most.
+    /// Points between two at which peers run, at most; 0 where they never do.
     fn gap_max(self) -> u64 {
         match self {
             Rate::Off => 0,
@@ -48,11 +49,21 @@ pub(crate) struct Peers {
     rate: Cell<Rate>,
     points: Cell<u64>,
     switches: Cell<u64>,
+    /// The task that is polled, and the points passed before it was.
+    task: Cell<(&'static str, u64)>,
+    /// The longest poll so far, and whose.
+    longest: Cell<(u64, &'static str)>,
+    /// How often each task was polled since this was last forgotten.
+    polls: RefCell<BTreeMap<(usize, &'static str), u64>>,
 }
+
+/// The most points that a task may pass before it lets others go: 64 requests, or 2,048 segments in requests of many. Each
+/// segment of the latter is a copy of two, and where its page is new to a guest that keeps pages, a mapping.
+pub const TOUCHES_PER_POLL: u64 = 16_000;
 
 impl Peers {
     pub fn new(world: &World, mut random: Random) -> Rc<Self> {
-        xen::schedule::install(point);
+        xen::schedule::install(point, polls);
         let rate = random.pick(&[Rate::Off, Rate::Sometimes, Rate::Sometimes, Rate::Often]);
         Rc::new(Peers {
             world: world.clone(),
@@ -61,6 +72,9 @@ impl Peers {
             rate: Cell::new(rate),
             points: Cell::new(0),
             switches: Cell::new(0),
+            task: Cell::new(("none", 0)),
+            longest: Cell::new((0, "none")),
+            polls: RefCell::default(),
         })
     }
 
@@ -76,9 +90,14 @@ impl Peers {
         self.rate.get()
     }
 
-    /// Points passed, and turns that peers had at them.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.points.get(), self.switches.get())
+    /// Points passed.
+    pub fn points(&self) -> u64 {
+        self.points.get()
+    }
+
+    /// Turns that peers had at them.
+    pub fn switches(&self) -> u64 {
+        self.switches.get()
     }
 
     /// Those that may have something to do.
@@ -101,6 +120,11 @@ impl Peers {
         busy
     }
 
+    /// Who that is.
+    pub fn name(&self, slot: usize) -> String {
+        self.slots.borrow()[slot].actor.borrow().name()
+    }
+
     /// When the first of them wants to run though nothing stirs.
     pub fn timers(&self) -> Vec<xen::port::Instant> {
         self.slots.borrow().iter().filter_map(|slot| slot.actor.borrow().timer()).collect()
@@ -111,21 +135,71 @@ impl Peers {
         let _until_the_end = Within;
         PEERS.set(Some(self.clone()));
         LEFT.set(self.gap());
-        product()
+        self.task.set(("none", self.passed()));
+        let done = product();
+        self.polled();
+        self.unpassed(LEFT.get());
+        done
     }
 
+    /// Points passed, in the middle of a turn.
+    fn passed(&self) -> u64 {
+        self.points.get() - LEFT.get()
+    }
+
+    /// A task begins its poll.
+    fn polls(&self, task: usize, name: &'static str) {
+        self.polled();
+        self.task.set((name, self.passed()));
+        *self.polls.borrow_mut().entry((task, name)).or_default() += 1;
+    }
+
+    /// The task that is polled has come so far.
+    fn polled(&self) {
+        let (name, began) = self.task.get();
+        let touches = self.passed() - began;
+        if touches > self.longest.get().0 {
+            self.longest.set((touches, name));
+        }
+        assert!(touches <= TOUCHES_PER_POLL, "{name} goes on and on: {touches} touches, and others wait");
+    }
+
+    /// The longest poll of a task, in points, and whose that was.
+    pub fn longest(&self) -> (u64, &'static str) {
+        self.longest.get()
+    }
+
+    /// Forgets who was polled.
+    pub fn forget_polls(&self) {
+        self.polls.borrow_mut().clear();
+    }
+
+    /// The tasks of the product that were polled most since that was last forgotten, with how often.
+    pub fn busiest(&self) -> String {
+        let mut polls: Vec<_> = self.polls.take().into_iter().collect();
+        polls.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
+        let told = polls.iter().take(3).map(|((task, name), times)| format!("{times} polls of task {task}, {name}"));
+        told.collect::<Vec<_>>().join("; ")
+    }
+
+    /// How many points are to pass until peers run. They count as passed from now on.
     fn gap(&self) -> u64 {
         let gap = match self.rate.get().gap_max() {
-            0 => 0,
+            0 => NEVER,
             most => self.random.borrow_mut().between(1, most),
         };
         self.points.set(self.points.get() + gap);
         gap
     }
 
+    /// So many of them will not be passed.
+    fn unpassed(&self, left: u64) {
+        self.points.set(self.points.get() - left);
+    }
+
     fn jumps(&self) -> bool {
         let rate = self.rate.get();
-        self.random.borrow_mut().one_in(if rate == Rate::Often { 2 } else { 4 })
+        rate != Rate::Off && self.random.borrow_mut().one_in(if rate == Rate::Often { 2 } else { 4 })
     }
 
     /// Some of them run, each for a few steps: a guest that is woken and fills its ring takes two, a toolstack that takes
@@ -150,6 +224,9 @@ impl Peers {
         }
     }
 }
+
+/// A gap that no turn comes to the end of.
+const NEVER: u64 = u64::MAX / 2;
 
 thread_local! {
     /// Points until the next at which peers run; 0 where nobody else may.
@@ -176,15 +253,26 @@ pub fn point() {
             LEFT.set(0);
             let peers = PEERS.with_borrow(Clone::clone).expect("points are counted only in a turn");
             of_world(|| journal::deeper(|| peers.interleave()));
+            peers.polled();
             LEFT.set(peers.gap());
         }
         left => LEFT.set(left - 1),
     }
 }
 
+/// A task of the product is about to be polled.
+fn polls(task: usize, name: &'static str) {
+    PEERS.with_borrow(|peers| peers.iter().for_each(|peers| peers.polls(task, name)));
+}
+
 /// A point at which peers are likely to run: somebody was just woken, on a processor that had nothing to do.
 pub(crate) fn woken() {
-    if LEFT.get() > 0 && PEERS.with_borrow(|peers| peers.as_ref().is_some_and(|peers| peers.jumps())) {
+    let left = LEFT.get();
+    let jumps = |peers: &Option<Rc<Peers>>| {
+        let peers = peers.as_ref().filter(|peers| peers.jumps());
+        peers.inspect(|peers| peers.unpassed(left - 1)).is_some()
+    };
+    if left > 0 && PEERS.with_borrow(jumps) {
         LEFT.set(1);
     }
     point();

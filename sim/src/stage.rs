@@ -27,7 +27,7 @@ pub const XVDA: u32 = 51712;
 /// for those of its own ring before it, 64 of which are taken in a round, and its task for its draw among the ready ones, 32
 /// of which run in a turn: the worst of some thousand worlds was 55. One that waits for another guest or for a lower disk
 /// takes turns without number.
-const TURNS_MAX: u64 = 200;
+pub const TURNS_MAX: u64 = 200;
 
 /// A run with the product booted in it.
 pub struct Stage {
@@ -149,7 +149,7 @@ impl Stage {
     /// `xl block-detach`, and waits until the guest has let go.
     pub fn detach(&mut self, guest: &Guest) {
         if guest.vbd.params.starts_with("ram:") {
-            let turns = guest.front.borrow().tally.turns_max;
+            let turns = guest.front.borrow().tally.delay_max.all.turns;
             assert!(turns <= TURNS_MAX, "an answer took {turns} turns of the product\n{}", self.run.scene());
         }
         let detached = self.run.detach(&guest.vbd);

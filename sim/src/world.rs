@@ -11,6 +11,7 @@ use std::rc::{self, Rc};
 use xen::page::PageRef;
 use xen::port::{DomId, Instant, Port, Stop};
 
+use crate::delay::Effort;
 use crate::event::Channel;
 use crate::fault::Faults;
 use crate::grant::{Grants, Mapped};
@@ -61,7 +62,8 @@ pub(crate) struct Hypervisor {
     pub activity: u64,
     pub handles: u64,
     pub promises: Promises,
-    pub turns: u64,
+    pub effort: Effort,
+    pub effort_alone: Effort,
 }
 
 /// One Xen.
@@ -89,7 +91,8 @@ impl World {
             activity: 1,
             handles: 1,
             promises: Promises::default(),
-            turns: 0,
+            effort: Effort::default(),
+            effort_alone: Effort::default(),
         })));
         world.create(DOM0);
         crate::fault::scarce_in(&world);
@@ -186,13 +189,23 @@ impl World {
         xen.activity += 1;
     }
 
-    /// Turns that the domain under test has had.
-    pub fn turns(&self) -> u64 {
-        self.look().turns
+    /// What the domain under test has done.
+    pub fn effort(&self) -> Effort {
+        self.look().effort
     }
 
-    pub(crate) fn count_turn(&self) {
-        self.hypervisor().turns += 1;
+    /// What it has done in turns at whose begin no lower disk owed it an answer.
+    pub fn effort_alone(&self) -> Effort {
+        self.look().effort_alone
+    }
+
+    /// It had a turn with so many touches.
+    pub(crate) fn count_turn(&self, touches: u64, alone: bool) {
+        let mut xen = self.hypervisor();
+        xen.effort.add(touches);
+        if alone {
+            xen.effort_alone.add(touches);
+        }
     }
 
     /// Counts everything that may wake somebody. An actor that had nothing to do at this count still has nothing.

@@ -15,6 +15,7 @@ use core::task::{Context, Poll, Waker};
 
 use crate::atomic::{AtomicBool, Mutex, Ordering};
 use crate::port::Instant;
+use crate::schedule::{self, Name};
 
 /// Runs tasks; cloning gives another handle on the same one.
 #[derive(Clone, Default)]
@@ -30,6 +31,7 @@ struct Tasks {
 struct Task {
     future: Pin<Box<dyn Future<Output = ()>>>,
     wake: Arc<TaskWake>,
+    name: Name,
 }
 
 #[derive(Default)]
@@ -59,7 +61,8 @@ impl Executor {
         let mut tasks = self.0.tasks.borrow_mut();
         let task = self.0.free.borrow_mut().pop().unwrap_or(tasks.len());
         let wake = Arc::new(TaskWake { task, queued: AtomicBool::new(false), ready: self.0.ready.clone() });
-        let new = Some(Task { future: Box::pin(future), wake: wake.clone() });
+        let name = Name::of(&future);
+        let new = Some(Task { future: Box::pin(future), wake: wake.clone(), name });
         match tasks.get_mut(task) {
             Some(slot) => *slot = new,
             None => tasks.push(new),
@@ -78,6 +81,7 @@ impl Executor {
         let Some(id) = task else { return false };
         // The task is out of the table while it runs: it may spawn others.
         let Some(mut task) = self.0.tasks.borrow_mut().get_mut(id).and_then(Option::take) else { return true };
+        schedule::polls(id, task.name);
         // A swap, not a store: who found it still queued has said why before, and the poll must see that.
         task.wake.queued.swap(false, Ordering::AcqRel);
         let waker = Waker::from(task.wake.clone());

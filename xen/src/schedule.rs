@@ -7,21 +7,51 @@
 /// Whether accesses call a hook.
 pub const ON: bool = cfg!(feature = "schedule");
 
-#[cfg(feature = "schedule")]
-static HOOK: spin::Once<fn()> = spin::Once::new();
+/// What a task is called, where somebody wants to know: the type of its future.
+#[derive(Clone, Copy)]
+pub(crate) struct Name(#[cfg(feature = "schedule")] &'static str);
 
-/// Installs the hook, once for the whole process; later calls change nothing.
 #[cfg(feature = "schedule")]
-pub fn install(hook: fn()) {
-    HOOK.call_once(|| hook);
+struct Hooks {
+    point: fn(),
+    task: fn(usize, &'static str),
+}
+
+#[cfg(feature = "schedule")]
+static HOOKS: spin::Once<Hooks> = spin::Once::new();
+
+/// Installs the hooks, once for the whole process; later calls change nothing. `task` is called before a task is polled, with
+/// its number.
+#[cfg(feature = "schedule")]
+pub fn install(point: fn(), task: fn(usize, &'static str)) {
+    HOOKS.call_once(|| Hooks { point, task });
+}
+
+impl Name {
+    /// The name of a task.
+    pub fn of<F>(_future: &F) -> Self {
+        #[cfg(feature = "schedule")]
+        return Name(core::any::type_name::<F>());
+        #[cfg(not(feature = "schedule"))]
+        Name()
+    }
+}
+
+/// A task is about to be polled.
+#[inline(always)]
+pub(crate) fn polls(_task: usize, _name: Name) {
+    #[cfg(feature = "schedule")]
+    if let Some(hooks) = HOOKS.get() {
+        (hooks.task)(_task, _name.0);
+    }
 }
 
 /// Peers may run now.
 #[inline(always)]
 pub(crate) fn point() {
     #[cfg(feature = "schedule")]
-    if let Some(hook) = HOOK.get() {
-        hook();
+    if let Some(hooks) = HOOKS.get() {
+        (hooks.point)();
     }
 }
 

@@ -9,6 +9,7 @@ use xen::port::{Access, DomId, GrantRef, Port, StillInUse, Way};
 use crate::blkif::{
     Body, FrontRing, Layout, Request, Response, SECTOR, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Segment, status,
 };
+use crate::delay::{Delay, Moment};
 use crate::frontend::slips::{Slip, Spare};
 use crate::frontend::workload::Io;
 use crate::marks;
@@ -26,8 +27,8 @@ struct Piece {
 }
 
 struct Flight {
-    /// The turn of the domain under test at which it was asked; none where nobody looked for the answer.
-    turn: Option<u64>,
+    /// When it was asked; none where nobody looked for the answer.
+    asked: Option<Moment>,
     io: Io,
     line: Option<usize>,
     pieces: Vec<Piece>,
@@ -53,8 +54,8 @@ pub(crate) struct Done {
     pub status: i16,
     /// What was read.
     pub data: Vec<u8>,
-    /// Turns of the domain under test from question to answer; none where nobody looked for it.
-    pub turns: Option<u64>,
+    /// From question to answer; none where nobody looked for it.
+    pub delay: Option<Delay>,
 }
 
 /// How to make one.
@@ -169,7 +170,7 @@ impl Link {
                 self.body(&pieces, &mut tables)
             }
         };
-        let flight = Flight { turn: Some(self.world.turns()), io, line, pieces, tables };
+        let flight = Flight { asked: Some(Moment::of(&self.world)), io, line, pieces, tables };
         self.flights.entry(id).or_default().flights.push(flight);
         // A flush names no place; Linux leaves whatever was there.
         let sector = if sectors == 0 { self.random.next() } else { sector };
@@ -250,7 +251,7 @@ impl Link {
     /// Nobody looks for answers for a while: how long those take that are due now tells nothing.
     pub fn look_away(&mut self) {
         let all = self.flights.values_mut().flat_map(|group| &mut group.flights);
-        all.for_each(|flight| flight.turn = None);
+        all.for_each(|flight| flight.asked = None);
     }
 
     /// Takes all answers there are, and asks for an event at the next.
@@ -285,7 +286,7 @@ impl Link {
         let Group { mut flights, answers } = self.flights.remove(&id).expect("just seen");
         if flights.len() > 1 {
             marks::hit(Slip::SameId.mark());
-            flights.iter_mut().for_each(|flight| flight.turn = None);
+            flights.iter_mut().for_each(|flight| flight.asked = None);
         }
         // Of several answers to one operation the worst is the one that nobody can be sure not to have got.
         let worst = |op| answers.iter().filter(|(other, _)| *other == op).map(|(_, status)| *status).min();
@@ -322,8 +323,8 @@ impl Link {
         match flight.io.data() {
             Some(meant) if *meant != data => Err(format!("{id:#x} changed the page it was to write")),
             _ => {
-                let turns = flight.turn.map(|turn| self.world.turns() - turn);
-                Ok(Done { io: flight.io, line: flight.line, status, data, turns })
+                let delay = flight.asked.map(|asked| Delay::since(&self.world, asked));
+                Ok(Done { io: flight.io, line: flight.line, status, data, delay })
             }
         }
     }

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use xen::port::{DomId, GrantRef, Instant};
 
 use crate::blkif::{Layout, SEGMENTS_MAX, status};
+use crate::delay::Delay;
 use crate::disk::SharedModel;
 use crate::frontend::link::{Done, Geometry, Link};
 use crate::frontend::slips::{Script, Slip};
@@ -143,8 +144,8 @@ pub struct Tally {
     pub connects: u32,
     /// Offers that the backend did not take.
     pub refused: u32,
-    /// Turns of the domain under test that an answer took at most.
-    pub turns_max: u64,
+    /// What an answer took at most.
+    pub delay_max: Delay,
 }
 
 /// What the backend said of the disk.
@@ -608,8 +609,8 @@ impl Frontend {
     }
 
     fn account(&mut self, done: Done) {
-        let Done { io, line, status, data, turns } = done;
-        self.tally.turns_max = self.tally.turns_max.max(turns.unwrap_or(0));
+        let Done { io, line, status, data, delay } = done;
+        self.tally.delay_max = self.tally.delay_max.max(delay.unwrap_or_default());
         if let (Some(ledger), Some(line)) = (&self.ledger, line) {
             ledger.borrow_mut().answered(line, status == status::OKAY);
         }

@@ -169,7 +169,7 @@ impl Hostile {
     /// Xen has no maptrack entry left just now.
     fn starve(&mut self) {
         if self.options.alone && self.random.one_in(8) && matches!(self.phase, Phase::Offered(..)) {
-            self.world.faults().allow(crate::fault::Fault::Map, 1, 1);
+            self.world.faults().allow_with(self.guest, crate::fault::Fault::Map);
             self.phase = Phase::Offered(Outcome::Refused, self.now());
             self.wrong = Some(Load::Maptrack.mark());
         }

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use drivers::format::vhd::make::{Form, New};
 use xen::page::PAGE_BYTES;
 use xen::port::{DomId, Instant};
 
@@ -14,32 +15,62 @@ use crate::blkback;
 use crate::blkif::SECTOR;
 use crate::disk::{Disk, Model, SharedDisk};
 use crate::fault::{self, Fault};
-use crate::frontend::Workload;
+use crate::frontend::{Options, Workload};
 use crate::gpt;
 use crate::hostile::guest::Hostile;
 use crate::hostile::keeps::KEPT_OF_ALL;
 use crate::hostile::pages::clean;
 use crate::hostile::rows::{Abi, Keep, Load, Step};
+use crate::image::lay;
 use crate::journal;
 use crate::marks;
 use crate::memory::{self, Heap, NOTES_LEFT, NOTES_PER_DISK};
 use crate::run::{Baseline, DRIVER};
-use crate::stage::{Guest, Stage, XVDA};
-use crate::toolstack::{Kind, Vbd};
+use crate::stage::{Guest, Stage, TURNS_MAX, XVDA};
+use crate::toolstack::{JobId, Kind, Vbd};
 use crate::worlds::Report;
+use crate::worlds::report::Most;
 
 /// Sectors of a partition.
 const PART: u64 = 1024;
 /// Where the first begins.
 const FIRST: u64 = 64;
+/// The partition with an image, and how many sectors those have.
+const IMAGE: u64 = 4;
+const IMAGE_PART: u64 = 2048;
+const IMAGE_SECTORS: u64 = 1200;
+/// Where a partition begins. What may be cut off lies last.
+const fn begin(part: u64) -> u64 {
+    match part {
+        1 => FIRST,
+        IMAGE => FIRST + PART,
+        _ => FIRST + IMAGE_PART + (part - 1) * PART,
+    }
+}
 /// The honest guests' numbers begin here.
 const HONEST: u16 = 6;
+/// A guest that keeps the rules, and asks for as much as it can.
+const GREEDY: DomId = DomId(12);
 /// The hostile guests' numbers begin here.
 const HOSTILE: u16 = 20;
 /// Hostile disks in a crowd.
 const CROWD: u32 = 6;
 /// The same in one that hoards: together more than can be kept of all.
 const HOARDERS: u32 = 9;
+
+/// How long a request to the slow disk below takes at most.
+const LATENCY: Duration = Duration::from_millis(30);
+/// How long the stuck one answers nothing.
+const STUCK: Duration = Duration::from_secs(3);
+/// What of the world's time an answer may take beside that: it passes while the product looks at rings instead of sleeping,
+/// once for each answer from below.
+const LOOKS: Duration = Duration::from_millis(5);
+/// How many times that an answer on a partition may take, and one on an image, for which bitmaps are read and written too.
+const REQUESTS_BELOW: u32 = 10;
+const REQUESTS_BELOW_OF_IMAGE: u32 = 50;
+
+/// How often honest guests ask again while hostile ones are at it.
+const ROUNDS: u32 = 24;
 
 /// How long hostile guests may go on, in time of the world.
 const LONG: Duration = Duration::from_secs(600);
@@ -60,6 +91,7 @@ struct Bad {
     hostile: Rc<RefCell<Hostile>>,
     vbd: Vbd,
     part: Option<u64>,
+    attaching: JobId,
 }
 
 /// One world.
@@ -68,6 +100,7 @@ struct Scene {
     clean: Baseline,
     lower: Lower,
     honest: Vec<Guest>,
+    greedy: Option<Guest>,
     bad: Vec<Bad>,
     grace: Rc<Cell<Instant>>,
     attaches: u64,
@@ -87,7 +120,7 @@ pub fn play(seed: u64) -> Report {
 
 impl Scene {
     fn new(seed: u64) -> Self {
-        let mut stage = Stage::with_lower(seed, FIRST + 3 * PART + 64);
+        let mut stage = Stage::with_lower(seed, begin(3) + PART + 64);
         let lower = stage.run.random.pick(&[
             Lower::Good,
             Lower::Good,
@@ -98,7 +131,7 @@ impl Scene {
             Lower::Shrinking,
         ]);
         let options = blkback::Options { latency: Duration::ZERO, ..stage.back().borrow().options.clone() };
-        let latency = Duration::from_millis(if lower == Lower::Slow { 30 } else { 0 });
+        let latency = if lower == Lower::Slow { LATENCY } else { Duration::ZERO };
         stage.back().borrow_mut().options = blkback::Options { latency, ..options };
         part_up(&stage.disk());
         let clean = stage.run.baseline(DRIVER);
@@ -112,20 +145,20 @@ impl Scene {
             );
         }
         let grace = Rc::new(Cell::new(Instant(0)));
-        Scene { stage, clean, lower, honest: Vec::new(), bad: Vec::new(), grace, attaches: 0, kept_max: 0, heap }
+        let (honest, bad) = (Vec::new(), Vec::new());
+        Scene { stage, clean, lower, honest, greedy: None, bad, grace, attaches: 0, kept_max: 0, heap }
     }
 
     /// Attaches all disks, the honest ones first.
     fn begin(&mut self) {
-        let on_part = self.stage.run.random.below(3);
-        for (i, part) in [Some(1), None].into_iter().enumerate() {
-            if on_part == i as u64 {
-                continue;
-            }
-            let id = DomId(HONEST + i as u16);
-            let guest = match part {
-                Some(part) => self.honest_on(id, part),
-                None => self.stage.on_ram(id, PART),
+        // On a partition, in memory, on an image: some of these.
+        let some = self.stage.run.random.between(1, 7);
+        for i in (0..3).filter(|i| some & 1 << i != 0) {
+            let id = DomId(HONEST + i);
+            let guest = match i {
+                0 => self.honest_on(id, 1),
+                1 => self.stage.on_ram(id, PART),
+                _ => self.honest_on_image(id),
             };
             guest.front.borrow_mut().options.errors = self.lower == Lower::Failing;
             self.stage.attach(&guest);
@@ -151,13 +184,34 @@ impl Scene {
         }
         if crowd {
             marks::hit(Load::Crowd.mark());
+        } else if self.stage.run.random.one_in(3) {
+            // The last partition is nobody's where there is one hostile guest, unless it is cut off.
+            let free = guests == 1 && self.lower != Lower::Shrinking;
+            self.let_in_greedy(free);
         }
     }
 
+    /// One who keeps a ring of the largest kind full.
+    fn let_in_greedy(&mut self, part_is_free: bool) {
+        let on_part = part_is_free && self.stage.run.random.one_in(2);
+        let guest = if on_part { self.honest_on(GREEDY, 3) } else { self.stage.on_ram(GREEDY, PART) };
+        let errors = self.lower == Lower::Failing;
+        let options = guest.front.borrow().options;
+        guest.front.borrow_mut().options = Options { order: 4, errors, ..options };
+        self.stage.attach(&guest);
+        self.attaches += 1;
+        self.greedy = Some(guest);
+    }
+
     fn honest_on(&mut self, id: DomId, part: u64) -> Guest {
-        let at = (FIRST + (part - 1) * PART) as usize * SECTOR;
+        let at = begin(part) as usize * SECTOR;
         let model = Model::of(&self.stage.disk().borrow().bytes()[at..at + PART as usize * SECTOR]);
         self.stage.guest(Vbd::new(DRIVER, id, &format!("aio:/dev/xvda{part}")), &model)
+    }
+
+    fn honest_on_image(&mut self, id: DomId) -> Guest {
+        let target = format!("vhd:/dev/xvda{IMAGE}");
+        self.stage.guest(Vbd::new(DRIVER, id, &target), &Model::zeroes(IMAGE_SECTORS))
     }
 
     /// A hostile disk.
@@ -177,9 +231,9 @@ impl Scene {
         let target = part.map_or("ram:512K".into(), |part| format!("aio:/dev/xvda{part}"));
         let kind = run.random.pick(&[Kind::Vbd, Kind::Qdisk, Kind::Vbd3]);
         let vbd = Vbd { devid, kind, writable: !run.random.one_in(4), ..Vbd::new(DRIVER, id, &target) };
-        run.toolstack.borrow_mut().attach(&vbd);
+        let attaching = run.toolstack.borrow_mut().attach(&vbd);
         self.attaches += 1;
-        self.bad.push(Bad { hostile: hostile.clone(), vbd, part });
+        self.bad.push(Bad { hostile: hostile.clone(), vbd, part, attaching });
         hostile
     }
 
@@ -189,18 +243,33 @@ impl Scene {
             let sectors_max = self.stage.run.random.pick(&[8, 88, 256]);
             guest.front.borrow_mut().work(Workload { depth: 8, sectors_max, ..Workload::mixed(40) });
         }
+        if let Some(guest) = &self.greedy {
+            let sectors_max = self.stage.run.random.pick(&[8, 8, 88]);
+            guest.front.borrow_mut().work(Workload { depth: 512, sectors_max, writes: 10, ..Workload::mixed(400) });
+        }
         let some = Duration::from_micros(self.stage.run.random.pick(&[50, 5_000, 700_000]));
         self.stage.run.rest(some);
+        // Requests that are answered without a wait are all answered by now.
+        self.ask_again();
         self.trouble_below();
         if self.stage.run.random.one_in(4) {
             self.destroy_one();
         } else {
             let bad: Vec<_> = self.bad.iter().map(|bad| bad.hostile.clone()).collect();
             let (mut kept_max, rings) = (0, 16 * (self.attaches as usize + 1));
-            let over = self.stage.run.until(LONG, |run| {
-                kept_max = kept_max.max(run.world.holdings(DRIVER).mappings.saturating_sub(rings));
-                bad.iter().all(|bad| bad.borrow().is_over())
-            });
+            let mut play = |scene: &mut Scene, time| {
+                scene.stage.run.until(time, |run| {
+                    kept_max = kept_max.max(run.world.holdings(DRIVER).mappings.saturating_sub(rings));
+                    bad.iter().all(|bad| bad.borrow().is_over())
+                })
+            };
+            let mut over = false;
+            for _ in 0..ROUNDS {
+                self.ask_again();
+                let time = Duration::from_micros(self.stage.run.random.pick(&[10, 1_000, 20_000, 300_000]));
+                over = over || play(self, time);
+            }
+            let over = over || play(self, LONG);
             assert!(over, "{}\n{}", tell(&bad), self.stage.run.scene());
             self.kept_max = kept_max;
         }
@@ -215,6 +284,16 @@ impl Scene {
         }
         self.honest_are_served();
         self.look_for_secrets();
+    }
+
+    /// Honest guests who have nothing to wait for ask for a few things more.
+    fn ask_again(&mut self) {
+        for guest in &self.honest {
+            let mut front = guest.front.borrow_mut();
+            if front.at_rest() {
+                front.work(Workload { depth: 4, sectors_max: 88, ..Workload::mixed(4) });
+            }
+        }
     }
 
     /// The disk below misbehaves for a while.
@@ -234,18 +313,23 @@ impl Scene {
                 marks::hit(Load::FailingStore.mark());
             }
             Lower::Stuck => {
-                self.grace.set(self.stage.run.world.now() + Duration::from_secs(3));
+                self.grace.set(self.stage.run.world.now() + STUCK);
                 back.borrow_mut().options.stuck = true;
-                self.stage.run.rest(Duration::from_secs(3));
+                self.stage.run.rest(STUCK);
                 back.borrow_mut().options.stuck = false;
                 self.stage.run.world.stir();
                 marks::hit(Load::StuckStore.mark());
             }
             Lower::Shrinking => {
+                // What is cut off before it was opened never is.
+                let jobs: Vec<_> = self.bad.iter().map(|bad| bad.attaching).collect();
+                let toolstack = self.stage.run.toolstack.clone();
+                let soon = Duration::from_secs(2);
+                self.stage.run.until(soon, |_| jobs.iter().all(|job| toolstack.borrow().result(*job).is_some()));
                 for bad in self.bad.iter().filter(|bad| bad.part.is_some()) {
                     bad.hostile.borrow_mut().shrunk(if bad.part == Some(3) { PART / 2 } else { PART });
                 }
-                back.borrow_mut().resize(FIRST + 2 * PART + PART / 2);
+                back.borrow_mut().resize(begin(3) + PART / 2);
             }
         }
     }
@@ -294,6 +378,29 @@ impl Scene {
         assert!(left.notes <= NOTES_LEFT && left.pages == 0, "{left:?} are still held\n{}", self.stage.run.scene());
     }
 
+    /// No answer to an honest guest took longer than is promised, whatever the others did.
+    fn judge_delay(&self, guest: &Guest, most: &mut Most) {
+        let delay = guest.front.borrow().tally.delay_max;
+        let target = &guest.vbd.params;
+        assert!(delay.alone.turns <= TURNS_MAX, "an answer on {target} took {delay}");
+        most.turns = most.turns.max(delay.alone.turns);
+        let (requests, slowest) = match target {
+            _ if target.starts_with("ram:") => (0, None),
+            _ if target.starts_with("vhd:") => (REQUESTS_BELOW_OF_IMAGE, Some(&mut most.slow_image)),
+            _ => (REQUESTS_BELOW, Some(&mut most.slow_raw)),
+        };
+        let below = match self.lower {
+            Lower::Slow => LATENCY * requests,
+            Lower::Stuck if requests > 0 => STUCK,
+            _ => Duration::ZERO,
+        };
+        if let (Lower::Slow, Some(slowest)) = (self.lower, slowest) {
+            *slowest = delay.nanos / 1000;
+        }
+        let bound = (LOOKS + below).as_nanos() as u64;
+        assert!(delay.nanos <= bound, "an answer on {target}, {:?}, took {delay}", self.lower);
+    }
+
     fn audit_bad(&self) {
         self.bad.iter().for_each(|bad| bad.hostile.borrow_mut().audit());
     }
@@ -312,7 +419,7 @@ impl Scene {
         self.audit_bad();
         let disk = self.stage.disk();
         for part in self.bad.iter().filter_map(|bad| bad.part) {
-            let (disk, at) = (disk.borrow(), (FIRST + (part - 1) * PART) as usize * SECTOR);
+            let (disk, at) = (disk.borrow(), begin(part) as usize * SECTOR);
             let bytes = &disk.bytes()[at..disk.bytes().len().min(at + PART as usize * SECTOR)];
             assert_eq!(clean(bytes), Ok(()), "partition {part} holds what an honest guest wrote");
         }
@@ -328,7 +435,13 @@ impl Scene {
             assert_eq!(self.stage.run.world.life(guest), None, "a zombie is left\n{}", self.stage.run.scene());
         }
         self.bad.iter().for_each(|bad| bad.hostile.borrow_mut().kill());
-        for guest in std::mem::take(&mut self.honest) {
+        if let Some(greedy) = &self.greedy {
+            self.stage.run.at_rest(&greedy.front);
+        }
+        for guest in &self.honest {
+            self.judge_delay(guest, &mut report.most);
+        }
+        for guest in std::mem::take(&mut self.honest).into_iter().chain(self.greedy.take()) {
             self.stage.detach(&guest);
             report.guest(&guest.front.borrow().tally);
         }
@@ -358,8 +471,11 @@ fn tell(bad: &[Rc<RefCell<Hostile>>]) -> String {
 /// Partitions on the disk below; what is not the first's is marked as nobody's.
 fn part_up(disk: &SharedDisk) {
     let mut disk: std::cell::RefMut<'_, Disk> = disk.borrow_mut();
-    gpt::write(&mut disk, &[(FIRST, PART), (FIRST + PART, PART), (FIRST + 2 * PART, PART)]);
+    gpt::write(&mut disk, &[1, 2, 3, IMAGE].map(|part| (begin(part), if part == IMAGE { IMAGE_PART } else { PART })));
     let nobody = b"hostile!".repeat(2 * PART as usize * SECTOR / 8);
-    disk.write(FIRST + PART, &nobody);
+    disk.write(begin(2), &nobody);
+    let mut image = Disk::new(IMAGE_PART);
+    lay(&mut image, &New { id: [5; 16], sectors: IMAGE_SECTORS, timestamp: 0, form: Form::Dynamic(64) });
+    disk.write(begin(IMAGE), image.bytes());
     disk.flush();
 }

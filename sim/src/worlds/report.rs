@@ -24,8 +24,23 @@ pub struct Report {
     pub points: u64,
     /// Steps that peers made at such points.
     pub switches: u64,
+    /// What took longest.
+    pub most: Most,
     /// How often each row of the marks was hit.
     pub marks: BTreeMap<String, u64>,
+}
+
+/// The most of what is bounded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Most {
+    /// Schedule points that a task of the product passed while others waited.
+    pub poll: u64,
+    /// Turns of the product that an answer to an honest guest took beside hostile ones, while nobody below owed an answer.
+    pub turns: u64,
+    /// Microseconds that one took on a slow disk, on a partition of it and on an image there.
+    pub slow_raw: u64,
+    /// As above.
+    pub slow_image: u64,
 }
 
 impl Report {
@@ -33,7 +48,8 @@ impl Report {
     pub fn of(run: &Run) -> Self {
         let (points, switches) = run.points();
         let faults = run.world.faults().total().into();
-        Report { faults, turns: run.turns, points, switches, ..Report::default() }
+        let most = Most { poll: run.longest().0, ..Most::default() };
+        Report { faults, turns: run.turns, points, switches, most, ..Report::default() }
     }
 
     /// Counts what one frontend did.
@@ -54,7 +70,7 @@ impl Report {
         }
     }
 
-    fn numbers(&self) -> [(&'static str, u64); 7] {
+    fn numbers(&self) -> [(&'static str, u64); 11] {
         [
             ("worlds", self.worlds),
             ("requests", self.requests),
@@ -63,10 +79,25 @@ impl Report {
             ("turns", self.turns),
             ("points", self.points),
             ("switches", self.switches),
+            ("points in a poll at most", self.most.poll),
+            ("turns for an answer at most", self.most.turns),
+            ("us on a slow disk at most", self.most.slow_raw),
+            ("us on a slow image at most", self.most.slow_image),
         ]
     }
 
     fn set(&mut self, name: &str, more: u64) -> bool {
+        let most = match name {
+            "points in a poll at most" => Some(&mut self.most.poll),
+            "turns for an answer at most" => Some(&mut self.most.turns),
+            "us on a slow disk at most" => Some(&mut self.most.slow_raw),
+            "us on a slow image at most" => Some(&mut self.most.slow_image),
+            _ => None,
+        };
+        if let Some(most) = most {
+            *most = more.max(*most);
+            return true;
+        }
         let number = match name {
             "worlds" => &mut self.worlds,
             "requests" => &mut self.requests,
