@@ -33,6 +33,10 @@ pub struct Place {
     pub changes: bool,
 }
 
+/// A use of extents, by number; see [`Format::stay`].
+#[derive(Debug)]
+pub struct Stay(pub(crate) usize);
+
 /// Says where sectors live.
 ///
 /// What is known at once is said at once: [`find`](Format::find) and [`place`](Format::place) answer from memory or not at
@@ -58,6 +62,12 @@ pub trait Format {
     /// Begins to use extents.
     fn enter(&self) -> Self::Visit<'_>;
 
+    /// The same for who cannot hold what [`enter`](Format::enter) returns. To be [left](Format::leave) once.
+    fn stay(&self) -> Stay;
+
+    /// Ends it.
+    fn leave(&self, stay: Stay);
+
     /// Where `count` sectors from `sector` on are, as far as they lie together, and how many those are; none if that has
     /// to be [learnt](Format::learn) first. The range lies within the disk and is not empty.
     fn find(&self, sector: u64, count: u64) -> Option<(Extent, u64)>;
@@ -68,6 +78,9 @@ pub trait Format {
     /// Where `count` sectors from `sector` on are to be written, as far as they lie together, and how many those are; none
     /// if that has to be [prepared](Format::prepare) first.
     fn place(&self, sector: u64, count: u64) -> Option<(Place, u64)>;
+
+    /// As [`place`](Format::place), of sectors that are there to be overwritten: it changes nothing, and nobody has to be told.
+    fn overwrite(&self, sector: u64, count: u64) -> Option<(Extent, u64)>;
 
     /// Makes room for a write at `sector`.
     fn prepare(&self, sector: u64) -> impl Future<Output = Result<(), Error>>;

@@ -19,10 +19,10 @@ use crate::device::blkfront::Blkfront;
 use crate::device::lowers::Lowers;
 use crate::device::ram::Ram;
 use crate::disk::{Device, Error, Info, Op, Piece};
-use crate::format::Format;
 use crate::format::joined::Joined;
 use crate::format::vhd::open::Place;
 use crate::format::vhd::{Vhd, open};
+use crate::format::{Format, Stay};
 use crate::partition;
 use crate::target::{Lower, OpenError, Quoted, Source, Target};
 use crate::volume::group::Group;
@@ -168,17 +168,42 @@ impl<X: Xen> Stack<X> {
     }
 
     /// The lower disk on which these sectors lie as they are and together, and where: a transfer of them has only to be handed
-    /// on. None where there is more to it, or something is wrong with it.
+    /// on, by somebody who [stays](Stack::stay). None where there is more to it, or something is wrong with it.
     pub fn straight(&self, way: Way, sector: u64, sectors: u64) -> Option<(&Rc<Blkfront<X>>, u64)> {
         match &self.kind {
+            Kind::Ram(_) => None,
             Kind::Raw(volume) => volume.straight(way, sector, sectors),
-            Kind::Ram(_) | Kind::Vhd(_) => None,
+            Kind::Vhd(image) => {
+                let (layer, at) = image.together(way == Way::Write, sector, sectors)?;
+                image.format.store(layer).straight(way, at, sectors)
+            }
         }
+    }
+
+    /// What is held while sectors are used that [`straight`](Stack::straight) has told of: the image and its claims, and room in
+    /// it that is freed meanwhile. Nothing where that is all the lower disk's affair.
+    pub fn stay(self: &Rc<Self>) -> Option<Guest<X>> {
+        let Kind::Vhd(image) = &self.kind else { return None };
+        Some(Guest { stay: Some(image.format.stay()), stack: self.clone() })
     }
 
     /// Whether the store below went away for good.
     pub fn is_over(&self) -> bool {
         self.volume().is_some_and(Volume::is_over)
+    }
+}
+
+/// One who uses sectors of an image; see [`Stack::stay`].
+pub struct Guest<X: Xen> {
+    stack: Rc<Stack<X>>,
+    stay: Option<Stay>,
+}
+
+impl<X: Xen> Drop for Guest<X> {
+    fn drop(&mut self) {
+        if let (Kind::Vhd(image), Some(stay)) = (&self.stack.kind, self.stay.take()) {
+            image.format.leave(stay);
+        }
     }
 }
 

@@ -154,8 +154,8 @@ impl<X: Xen> Ring<X> {
     }
 }
 
-/// Segments that count as one request of a turn where they are copied within turns: 128 KiB.
-const SEGMENTS_PER_SHARE: usize = 32;
+/// Segments that count as one request of a turn where they are copied within turns: 16 KiB, so that a turn copies 1 MiB.
+const SEGMENTS_PER_SHARE: usize = 4;
 
 /// Requests in flight: those that go straight, and those that are futures.
 struct Flow<X: Xen, F: Future> {
@@ -322,9 +322,8 @@ fn take<X: Xen, F: Future<Output = Answer>>(
     serve: impl Fn(Request) -> F,
 ) -> Result<bool, Overrun> {
     let (handle, stack) = (&*desk.ring, desk.minor.stack(desk.ring.life));
-    let mut any = false;
+    let (mut any, mut entry) = (false, [0; REQUEST_BYTES]);
     while *budget > 0 && !flow.is_full() && matches!(alone, Alone::No) {
-        let mut entry = [0; REQUEST_BYTES];
         if !ring.back.take(&mut entry[..ring.layout.entry_bytes()])? {
             break;
         }
@@ -335,7 +334,7 @@ fn take<X: Xen, F: Future<Output = Answer>>(
                 *alone = Alone::Waits(request);
             }
             Ok(request) => {
-                let stack = stack.as_deref();
+                let stack = stack.as_ref();
                 let segments = if let Some((answer, segments)) = stack.and_then(|it| desk.at_once(it, &request)) {
                     put(ring, &answer, handle);
                     segments

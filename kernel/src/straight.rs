@@ -1,6 +1,6 @@
-//! The straight way: a read or write by a guest whose pages stay mapped, of sectors that a lower disk has together, is handed
-//! on from ring to ring in its queue's own turn. It waits for one thing alone, the lower backend's answer, and is no
-//! future but a number. What cannot be begun here and now goes the ordinary way.
+//! The straight way: a read or write by a guest whose pages stay mapped, of sectors that a lower disk has together, its own or
+//! those of an image, is handed on from ring to ring in its queue's own turn. It waits for one thing alone, the lower
+//! backend's answer, and is no future but a number. What cannot be begun here and now goes the ordinary way.
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -9,7 +9,7 @@ use core::task::Context;
 
 use drivers::device::blkfront::Blkfront;
 use drivers::disk::{Device, End, Error, Piece, SECTOR_BYTES};
-use drivers::stack::Stack;
+use drivers::stack::{Guest, Stack};
 use protocol::blkif::{Body, Request, Segment, Way};
 use xen::kept::Kept;
 use xen::port::{GrantRef, Instant, Move, Refused, Way as Direction, Xen};
@@ -26,6 +26,7 @@ struct Flight<X: Xen> {
     way: Way,
     began: Instant,
     disk: Rc<Blkfront<X>>,
+    image: Option<Guest<X>>,
     sheet: Box<Sheet>,
     in_flight: InFlight<X>,
 }
@@ -72,7 +73,7 @@ impl<X: Xen> Flights<X> {
 
 impl<X: Xen> Desk<X> {
     /// Begins the request, if that can be done here and now: its segments. None, and nothing has happened, if not.
-    pub fn depart(&self, stack: &Stack<X>, request: &Request, flights: &mut Flights<X>) -> Option<usize> {
+    pub fn depart(&self, stack: &Rc<Stack<X>>, request: &Request, flights: &mut Flights<X>) -> Option<usize> {
         let mut kept = self.kept.borrow_mut();
         let kept = kept.as_mut()?;
         let mut sheet = self.sheets.take(segments(&request.body));
@@ -86,7 +87,8 @@ impl<X: Xen> Desk<X> {
         disk.begin(way, &sheet.pieces, at, End { to: flights.ends.clone(), number });
         let Request { id, operation, .. } = *request;
         let (began, in_flight) = (self.clock.get(), self.minor.enter_request());
-        flights.table[number] = Some(Flight { id, operation, way, began, disk: disk.clone(), sheet, in_flight });
+        let (disk, image) = (disk.clone(), stack.stay());
+        flights.table[number] = Some(Flight { id, operation, way, began, disk, image, sheet, in_flight });
         Some(segments)
     }
 
@@ -135,7 +137,7 @@ impl<X: Xen> Desk<X> {
 
     /// Ends a transfer: what was read is copied before the guest is told.
     fn arrive(&self, flight: Flight<X>, result: Result<(), Error>) -> Answer {
-        let Flight { id, operation, way, began, disk, mut sheet, in_flight } = flight;
+        let Flight { id, operation, way, began, disk, image, mut sheet, in_flight } = flight;
         let Sheet { segments, pieces, .. } = &mut *sheet;
         let sectors = segments.iter().map(|segment| u64::from(segment.sectors())).sum();
         let copied = match (result, way, &mut *self.kept.borrow_mut()) {
@@ -148,7 +150,7 @@ impl<X: Xen> Desk<X> {
         disk.give(pieces);
         self.segments.put(segments.len());
         let status = self.conclude(self.transfers(way), began, sheet, copied.map(|()| sectors));
-        drop(in_flight);
+        drop((image, in_flight));
         Answer { id, operation, status }
     }
 

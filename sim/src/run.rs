@@ -102,7 +102,7 @@ const MOMENT: Duration = Duration::from_millis(1);
 /// Turns of the domain that it calls busy though nothing in the world changes.
 const SPINS_MAX: u32 = 20_000;
 /// How long such a turn takes: who looks at a ring instead of sleeping does it for some time.
-const SPIN: Duration = Duration::from_micros(20);
+const SPIN: Duration = Duration::from_micros(40);
 
 /// One run.
 pub struct Run {

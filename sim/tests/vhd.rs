@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Waker};
 
 use drivers::disk::{Device, Error, Op};
+use drivers::format::Format;
 use drivers::format::joined::Joined;
 use drivers::format::vhd::Vhd;
 use drivers::format::vhd::make::{Form, New, Parent, make};
@@ -529,8 +530,46 @@ fn a_block_whose_sectors_have_no_number_is_an_error() {
     }
 }
 
+/// What the straight way may hand on.
+#[test]
+fn only_what_the_leaf_has_is_overwritten_by_who_does_not_tell() {
+    let shelf = Shelf::default();
+    let add = |name: &str, n: u8, form| {
+        let mut random = Random::new(n.into());
+        let slab = Slab::new(&used(200, &mut random), &mut random);
+        finish(make(&slab, name, &New { id: [n; 16], sectors: 64, timestamp: 0, form })).unwrap();
+        shelf.put(name, &slab);
+    };
+    add("base", 1, Form::Dynamic(8));
+    add("leaf", 2, Form::Differencing(8, Parent { id: [1; 16], timestamp: 0, name: "base" }));
+    let below = shelf.open("base", false).unwrap();
+    finish(write(&below, 0, &fill(5).repeat(16))).unwrap();
+    finish(below.submit(Op::Flush, 0)).unwrap();
+    drop(below);
+    let image = shelf.open("leaf", false).unwrap();
+    assert_eq!(image.together(false, 0, 8), None, "nobody has looked yet");
+    finish(write(&image, 8, &fill(6).repeat(4))).unwrap();
+    assert_eq!(finish(read(&image, 0, 24)).unwrap().len(), 24 * 512);
+    let layer = |write, sector, count| image.together(write, sector, count).map(|(layer, _)| layer);
+    assert_eq!((layer(false, 0, 8), layer(true, 0, 8)), (Some(1), None), "it is the parent's");
+    assert_eq!((layer(false, 8, 4), layer(true, 8, 4)), (Some(0), Some(0)));
+    assert_eq!((layer(false, 8, 5), layer(true, 8, 5)), (None, None), "the fifth is the parent's");
+    assert_eq!((layer(false, 16, 1), layer(true, 16, 1)), (None, None), "nobody has it");
+    assert_eq!((layer(false, 63, 2), layer(false, u64::MAX, 2)), (None, None), "there is no such sector");
+    finish(image.submit(Op::Flush, 0)).unwrap();
+    drop(image);
+    let image = shelf.open("leaf", true).unwrap();
+    assert_eq!(finish(read(&image, 8, 4)).unwrap(), fill(6).repeat(4));
+    assert!(image.together(false, 8, 4).is_some());
+    assert_eq!(image.together(true, 8, 4), None, "it is not written");
+}
+
 #[test]
 fn room_is_not_used_again_while_somebody_is_at_it() {
+    [false, true].into_iter().for_each(somebody_is_at_it);
+}
+
+fn somebody_is_at_it(by_number: bool) {
     let mut random = Random::new(3);
     let mut slab = Slab::new(&used(200, &mut random), &mut random);
     slab.latency = 0;
@@ -542,11 +581,19 @@ fn room_is_not_used_again_while_somebody_is_at_it() {
     finish(write(&image, 0, &fill(1).repeat(8))).unwrap();
     finish(image.submit(Op::Flush, 0)).unwrap();
     let before = vhd::check(slab.disk.borrow().bytes()).unwrap().table[0];
-    // A write that is slow to reach the store, and meanwhile its block is given up.
+    // A write that is slow to reach the store, or one that was handed on to it, and meanwhile its block is given up.
     slab.stuck.set(true);
     let bytes = fill(2);
     let mut slow = Box::pin(write(&image, 3, &bytes));
-    assert!(slow.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    let mut stay = None;
+    match by_number {
+        true => {
+            let at = before.expect("it was written") as u64 + 1 + 3;
+            assert_eq!(image.together(true, 3, 1), Some((0, at)));
+            stay = Some(image.format.stay());
+        }
+        false => assert!(slow.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()),
+    }
     slab.stuck.set(false);
     finish(image.submit(Op::Discard { sectors: 8 }, 0)).unwrap();
     let settle_and_fill = |block: u64| {
@@ -555,9 +602,11 @@ fn room_is_not_used_again_while_somebody_is_at_it() {
         finish(image.submit(Op::Flush, 0)).unwrap();
         vhd::check(slab.disk.borrow().bytes()).unwrap().table[block as usize]
     };
-    assert!(before.is_some());
     assert_ne!(settle_and_fill(1), before, "the slow write would end in this block");
-    finish(slow).unwrap();
+    match stay {
+        Some(stay) => image.format.leave(stay),
+        None => finish(slow).unwrap(),
+    }
     assert_eq!(settle_and_fill(2), before, "now nobody is there any more");
     for block in 1..3 {
         assert_eq!(finish(read(&image, block * 8, 8)).unwrap(), fill(10 + block).repeat(8));

@@ -25,9 +25,9 @@ pub const PAGES_PER_LOWER: usize = 1024;
 pub const PAGES_RESERVED_PER_LOWER: usize = 32;
 /// Requests in flight to one lower disk.
 pub const REQUESTS_PER_LOWER: usize = 256;
-/// How long a ring is looked at before we sleep, where pauses were as short as that lately: about twice what it costs to
-/// sleep and to be woken.
-pub const LOOK_NANOS: u64 = 50_000;
+/// How long a ring is looked at before we sleep, where pauses were short lately. Half of what Linux's guests and KVM look
+/// before they halt (`halt_poll_ns`).
+pub const LOOK_NANOS: u64 = 100_000;
 /// Pauses slept through between two looks, after many in vain.
 pub const LOOKS_APART: u16 = 64;
 /// Copies in one GNTTABOP_copy.

@@ -70,7 +70,8 @@ impl Shelf {
         if there {
             let mut free = self.free.borrow_mut();
             let kept = free.len() - n;
-            free.drain(kept..).for_each(&mut each);
+            free[kept..].iter().copied().for_each(&mut each);
+            free.truncate(kept);
         }
         there
     }

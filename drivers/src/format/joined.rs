@@ -50,6 +50,20 @@ fn zero(pieces: &[Piece]) {
 }
 
 impl<F: Format> Joined<F> {
+    /// The layer in whose store these sectors lie together, and where, if that is known and a transfer of them changes nothing
+    /// of the image.
+    pub fn together(&self, write: bool, sector: u64, count: u64) -> Option<(u16, u64)> {
+        within(sector, count, self.format.sectors()).ok()?;
+        let (found, all) = match write {
+            true => self.format.overwrite(sector, count)?,
+            false => self.format.find(sector, count)?,
+        };
+        match found {
+            Extent::At { layer, sector } if all == count => Some((layer, sector)),
+            Extent::At { .. } | Extent::Zero => None,
+        }
+    }
+
     #[inline(always)]
     fn way<'a>(
         &'a self,

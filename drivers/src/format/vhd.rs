@@ -29,7 +29,7 @@ use protocol::vhd::{Footer, bits};
 use xen::sync::{Bell, Credits};
 
 use crate::disk::{Discard, Error, Info, Op, SECTOR_BYTES, Store, within};
-use crate::format::{Extent, Format, Place};
+use crate::format::{Extent, Format, Place, Stay};
 use blocks::Open;
 use cache::Cache;
 use layer::{Kind, Layer, Table};
@@ -292,6 +292,14 @@ impl<S: Store> Format for Vhd<S> {
         self.visits.enter()
     }
 
+    fn stay(&self) -> Stay {
+        Stay(self.visits.stay())
+    }
+
+    fn leave(&self, Stay(number): Stay) {
+        self.visits.leave(number);
+    }
+
     #[inline(always)]
     fn find(&self, sector: u64, count: u64) -> Option<(Extent, u64)> {
         let found = self.map.borrow().find(sector, count);
@@ -313,13 +321,18 @@ impl<S: Store> Format for Vhd<S> {
                 None => self.recent.set(u32::MAX),
             }
         }
-        if let Some((Extent::At { layer: 0, sector: at }, found)) = self.find(sector, count)
+        if let Some((Extent::At { layer: 0, sector: at }, found)) = self.overwrite(sector, count)
             && (found == count || self.leaf.is_none())
-            && !self.frozen.get()
         {
             return Some((Place { sector: at, changes: false }, found));
         }
         if recent { None } else { self.place_in_other(sector, count) }
+    }
+
+    #[inline(always)]
+    fn overwrite(&self, sector: u64, count: u64) -> Option<(Extent, u64)> {
+        let (extent, found) = self.find(sector, count)?;
+        (matches!(extent, Extent::At { layer: 0, .. }) && !self.frozen.get()).then_some((extent, found))
     }
 
     async fn prepare(&self, sector: u64) -> Result<(), Error> {

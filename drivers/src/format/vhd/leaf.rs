@@ -78,6 +78,17 @@ impl Visits {
         Visit(count)
     }
 
+    /// One more who [leaves](Visits::leave) by number.
+    pub fn stay(&self) -> usize {
+        core::mem::forget(self.enter());
+        self.now.get()
+    }
+
+    /// One who came so leaves.
+    pub fn leave(&self, number: usize) {
+        drop(Visit(&self.counts[number]));
+    }
+
     /// Whether all who came before the last change are gone; then it changes.
     pub fn change(&self) -> bool {
         let other = 1 - self.now.get();
@@ -111,5 +122,17 @@ mod tests {
         assert!(!visits.change(), "the second is");
         drop(second);
         assert!(visits.change());
+    }
+
+    #[test]
+    fn who_stays_by_number_is_a_visitor_too() {
+        let visits = Visits::default();
+        let (first, _) = (visits.stay(), visits.change());
+        let second = visits.stay();
+        assert!(!visits.change());
+        visits.leave(second);
+        assert!(!visits.change(), "the other one left");
+        visits.leave(first);
+        assert!(visits.change() && visits.change());
     }
 }
