@@ -124,7 +124,7 @@ impl AllocationTracker for Account {
 }
 
 /// Allocations are noted from now on.
-pub(crate) fn begin() {
+pub fn begin() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if AllocationRegistry::set_global_tracker(Account).is_ok() {
@@ -140,7 +140,7 @@ pub fn of_product<T>(turn: impl FnOnce() -> T) -> T {
 }
 
 /// What is allocated here, in a turn of the product, is not the product's.
-pub(crate) fn of_world<T>(act: impl FnOnce() -> T) -> T {
+pub fn of_world<T>(act: impl FnOnce() -> T) -> T {
     match SIDE.get() {
         Side::Product => WORLD.with(|group| group.on(Side::World, act)),
         Side::Outside | Side::World => act(),

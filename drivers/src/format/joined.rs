@@ -75,7 +75,7 @@ impl<F: Format> Joined<F> {
             return Way::Done(Err(error));
         }
         let (Op::Read(pieces) | Op::Write(pieces)) = op else {
-            return Way::Other(Box::pin(self.other(op, sector)));
+            return Way::Other(self.boxed_other(op, sector));
         };
         if count == 0 {
             return Way::Done(Ok(()));
@@ -89,9 +89,26 @@ impl<F: Format> Joined<F> {
             }
             first => {
                 let write = matches!(op, Op::Write(_));
-                Way::Parts(Box::pin(self.parts(pieces, write, sector, (visit, first))))
+                Way::Parts(self.boxed_parts(pieces, write, sector, (visit, first)))
             }
         }
+    }
+
+    /// What is rare is made elsewhere: the way of what is frequent stays short enough to be laid out in one piece.
+    #[inline(never)]
+    fn boxed_parts<'a>(
+        &'a self,
+        pieces: &[Piece],
+        write: bool,
+        sector: u64,
+        begun: (F::Visit<'a>, Option<(Step, u64)>),
+    ) -> Pin<Box<impl Future<Output = Result<(), Error>>>> {
+        Box::pin(self.parts(pieces, write, sector, begun))
+    }
+
+    #[inline(never)]
+    fn boxed_other(&self, op: Op<'_>, sector: u64) -> Pin<Box<impl Future<Output = Result<(), Error>>>> {
+        Box::pin(self.other(op, sector))
     }
 
     /// What is to be done next for `count` sectors from `sector` on, and for how many of them; none if that is not known.

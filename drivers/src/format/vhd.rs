@@ -34,7 +34,12 @@ use blocks::Open;
 use cache::Cache;
 use layer::{Kind, Layer, Table};
 use leaf::{Leaf, Visit, Visits};
-use map::{Map, Run};
+use map::Map;
+
+/// What those hold at most who read metadata at once, in bitmaps of one sector: the largest block's has 32.
+const LOOKERS_MAX: usize = 32;
+/// Who looks through the layers may hold 48 KiB of runs, and as much that is left to look at.
+const LOOK_SHARE: usize = 8;
 
 /// A chain of images as one disk.
 pub struct Vhd<S> {
@@ -66,6 +71,10 @@ pub struct Vhd<S> {
     settled: Cell<u64>,
     /// Rings when a write to a new block ended, or the block may be written again.
     bell: Bell,
+    /// How many may wait for a block that is written to no more.
+    awaited: Cell<u32>,
+    /// What those may hold together who read metadata.
+    lookers: Credits,
     /// What the checksum of blktap's map of full blocks lacks for bits that are cleared on the store.
     batmap_lost: Cell<u32>,
     /// The image says what cannot be. It is not written any more.
@@ -179,19 +188,22 @@ impl<S: Store> Vhd<S> {
                 }
                 None => {}
             }
-            leaf.borrow_mut().tidy();
-            if leaf.borrow().open.len() >= leaf::OPEN_MAX {
-                self.settle().await?;
-                // Those that are written to remain, at most one for each request in flight.
-                leaf.borrow_mut().tidy();
-            }
+            self.make_room(leaf).await?;
             let change = self.change(block).get();
-            let at = self.entry(0, table, block).await?;
-            let bits = match at {
-                Some(at) => self.bits(table, at).await?,
-                None => alloc::vec![0; table.bitmap as usize * SECTOR_BYTES].into_boxed_slice(),
+            let bitmap = async {
+                let at = self.entry(0, table, block).await?;
+                let bits = match at {
+                    Some(at) => self.bits(table, at).await?,
+                    None => alloc::vec![0; table.bitmap as usize * SECTOR_BYTES].into_boxed_slice(),
+                };
+                Ok((at, bits))
             };
-            if self.change(block).get() != change || leaf.borrow().open.contains_key(&block) {
+            let (at, bits) = self.look_up(table.bitmap as usize, bitmap).await?;
+            // Others may have taken what room there was.
+            if self.change(block).get() != change
+                || leaf.borrow().open.contains_key(&block)
+                || leaf.borrow().is_crowded()
+            {
                 continue;
             }
             let new = at.is_none();
@@ -230,13 +242,45 @@ impl<S: Store> Vhd<S> {
                 bits::set_range(&mut open.bits, 0, table.sectors());
                 self.changed(block);
                 let place = map::Place::At(0, open.data);
-                self.map.borrow_mut().learn(block, &[Run { first: 0, place }]);
+                self.map.borrow_mut().learn_block(block, place);
             } else {
                 self.recent.set(block);
             }
             leaf.borrow_mut().open.insert(block, open);
             return Ok(true);
         }
+    }
+
+    /// The map hears that sectors of a block are the leaf's now.
+    #[inline(never)]
+    fn moved(&self, block: u32, from: u32, to: u32, data: u32) {
+        self.map.borrow_mut().patch(block, from, to, map::Place::At(0, data + from));
+    }
+
+    /// Does what holds the bytes of metadata until it is done: few may at once, the more it holds.
+    async fn look_up<T>(&self, share: usize, work: impl Future<Output = T>) -> T {
+        self.lookers.take(share).await;
+        let result = work.await;
+        self.lookers.put(share);
+        result
+    }
+
+    /// Makes changes durable until another block may be changing. Who waits here holds none, so those that are written to will
+    /// not be for ever.
+    async fn make_room(&self, leaf: &RefCell<Leaf>) -> Result<(), Error> {
+        leaf.borrow_mut().tidy();
+        while leaf.borrow().is_crowded() {
+            self.settle().await?;
+            leaf.borrow_mut().tidy();
+            let mut ended = self.bell.listen();
+            let is_busy = |leaf: &Leaf| leaf.is_crowded() && leaf.open.all().all(Open::is_busy);
+            if is_busy(&leaf.borrow()) {
+                self.awaited.set(self.awaited.get() + 1);
+                ended.wait().await;
+                self.awaited.set(self.awaited.get() - 1);
+            }
+        }
+        Ok(())
     }
 
     /// Room for a block.
@@ -307,8 +351,7 @@ impl<S: Store> Format for Vhd<S> {
     }
 
     async fn learn(&self, sector: u64) -> Result<(), Error> {
-        let stretch = self.blocks(sector, 1).next().map_or(0, |(block, ..)| block);
-        let result = self.learn_stretch(stretch).await;
+        let result = self.look_up(LOOK_SHARE, self.learn_stretch(sector)).await;
         self.note(result)
     }
 
@@ -348,19 +391,22 @@ impl<S: Store> Format for Vhd<S> {
         let Some(leaf) = &self.leaf else { return };
         let (block, from) = self.split(sector);
         let to = from + count as u32;
-        let mut leaf = leaf.borrow_mut();
+        let mut state = leaf.borrow_mut();
         // It is there: nothing takes away what is written to.
-        let Some(open) = leaf.open.get_mut(&block) else { return };
+        let Some(open) = state.open.get_mut(&block) else { return };
         open.writing -= 1;
-        let last = open.writing == 0 && open.closed;
+        let (data, last) = (open.data, open.writing == 0);
         if well {
             bits::set_range(&mut open.bits, from, to);
             open.dirty = true;
             self.changed(block);
-            self.map.borrow_mut().patch(block, from, to, map::Place::At(0, open.data + from));
         }
-        if last {
+        drop(state);
+        if last && self.awaited.get() > 0 {
             self.bell.ring();
+        }
+        if well && self.map.borrow().may_know(block) {
+            self.moved(block, from, to, data);
         }
     }
 
@@ -370,9 +416,12 @@ impl<S: Store> Format for Vhd<S> {
         };
         self.is_writable()?;
         within(sector, count, self.layers[0].sectors)?;
+        let most = self.map.borrow().sectors() as usize;
         for (block, from, to) in self.blocks(sector, count) {
-            let result = self.forget_in(table, leaf, block, from, to).await;
-            self.note(result)?;
+            for first in (from..to).step_by(most) {
+                let result = self.forget_in(table, leaf, block, first, to.min(first + most as u32)).await;
+                self.note(result)?;
+            }
         }
         Ok(())
     }
@@ -437,7 +486,8 @@ impl<S: Store> Vhd<S> {
         from: u32,
         to: u32,
     ) -> Result<(), Error> {
-        let below = self.resolve(block, 1).await?;
+        let begin = u64::from(block) << table.shift;
+        let below = self.look_up(LOOK_SHARE, self.resolve(begin + u64::from(from), to - from, 1)).await?;
         // In an iteration a block that was opened may have been closed again.
         loop {
             if !self.open_block(table, leaf, block, false).await? {
@@ -446,9 +496,8 @@ impl<S: Store> Vhd<S> {
             let mut state = leaf.borrow_mut();
             let Some(open) = state.open.get_mut(&block).filter(|open| !open.closed) else { continue };
             for (i, run) in below.iter().enumerate() {
-                let end = below.get(i + 1).map_or(table.sectors(), |next| next.first);
-                let (first, end) = (run.first.max(from), end.min(to));
-                if run.place == map::Place::Zero && first < end {
+                let (first, end) = (from + run.first, below.get(i + 1).map_or(to, |next| from + next.first));
+                if run.place == map::Place::Zero {
                     bits::clear_range(&mut open.bits, first, end);
                     open.dirty = true;
                     self.map.borrow_mut().patch(block, first, end, map::Place::Zero);

@@ -37,6 +37,11 @@ impl Open {
         self.writing == 0 && !self.closed && bits::none(&self.bits)
     }
 
+    /// Whether it cannot be made durable before something else ends.
+    pub fn is_busy(&self) -> bool {
+        self.writing > 0 || self.closed
+    }
+
     /// Whether all that it says is on the store.
     pub fn is_settled(&self) -> bool {
         !self.dirty && !self.new && !self.closed && self.writing == 0
@@ -98,6 +103,11 @@ impl Blocks {
     /// Keeps those of which `keep` says so.
     pub fn retain(&mut self, mut keep: impl FnMut(&u32, &mut Open) -> bool) {
         self.all.retain_mut(|(block, open)| keep(block, open));
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Open> {
+        self.all.iter().map(|(_, open)| open)
     }
 
     /// All of them to change, in order.

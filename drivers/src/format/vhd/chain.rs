@@ -149,10 +149,8 @@ impl<S: Store> Vhd<S> {
         Ok(())
     }
 
-    /// Where the sectors of a stretch are in the layers from `top` down.
-    pub(super) async fn resolve(&self, stretch: u32, top: u16) -> Result<Vec<Run>, Error> {
-        let sectors = self.map.borrow().sectors();
-        let begin = u64::from(stretch) * u64::from(sectors);
+    /// Where sectors of one block of the leaf are in the layers from `top` down.
+    pub(super) async fn resolve(&self, begin: u64, sectors: u32, top: u16) -> Result<Vec<Run>, Error> {
         let (mut runs, mut rest) = (Vec::new(), Rest(alloc::vec![(0, sectors)]));
         for layer in top..self.layers.len() as u16 {
             let mut left = Rest::default();
@@ -170,13 +168,15 @@ impl<S: Store> Vhd<S> {
         Ok(runs)
     }
 
-    /// Reads and notes where the sectors of a stretch are.
-    pub(super) async fn learn_stretch(&self, stretch: u32) -> Result<(), Error> {
+    /// Reads and notes where the sectors are of the stretch that one is in.
+    pub(super) async fn learn_stretch(&self, sector: u64) -> Result<(), Error> {
+        let (sectors, block) = (self.map.borrow().sectors(), self.split(sector).0);
+        let stretch = sector / u64::from(sectors);
         loop {
-            let change = self.change(stretch).get();
-            let runs = self.resolve(stretch, 0).await?;
-            if self.change(stretch).get() == change {
-                self.map.borrow_mut().learn(stretch, &runs);
+            let change = self.change(block).get();
+            let runs = self.resolve(stretch * u64::from(sectors), sectors, 0).await?;
+            if self.change(block).get() == change {
+                self.map.borrow_mut().learn(stretch as u32, &runs);
                 return Ok(());
             }
         }

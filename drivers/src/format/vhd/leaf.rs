@@ -14,11 +14,22 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::cell::Cell;
 
-use super::blocks::Blocks;
+use super::blocks::{Blocks, Open};
 use super::slots::Slots;
+use crate::disk::SECTOR_BYTES;
 
 /// Blocks that are changing at most; beyond, a write makes them durable first.
-pub const OPEN_MAX: usize = 256;
+const OPEN_MAX: usize = 256;
+/// Bytes of their bitmaps: as many as those have that are of the usual size.
+const BITMAPS_BYTES_MAX: usize = OPEN_MAX * SECTOR_BYTES;
+
+/// Bytes that all of them take.
+pub const BYTES_MAX: usize = BITMAPS_BYTES_MAX + OPEN_MAX * size_of::<(u32, Open)>();
+
+/// How many blocks with bitmaps of so many sectors may be changing.
+pub fn open_max(bitmap_sectors: u32) -> usize {
+    (BITMAPS_BYTES_MAX / (bitmap_sectors as usize * SECTOR_BYTES)).max(1)
+}
 
 /// What is known and not durable.
 pub struct Leaf {
@@ -26,6 +37,8 @@ pub struct Leaf {
     pub slots: Slots,
     /// Blocks by number.
     pub open: Blocks,
+    /// How many there may be.
+    pub open_max: usize,
     /// Blocks that the table on the store names and should not: number and first sector.
     pub freed: BTreeMap<u32, u32>,
     /// Room that nothing names any more, freed before and since the last change of visitors.
@@ -35,9 +48,14 @@ pub struct Leaf {
 }
 
 impl Leaf {
+    /// Whether there is no room for another block.
+    pub fn is_crowded(&self) -> bool {
+        self.open.len() >= self.open_max
+    }
+
     /// Forgets blocks of which all is on the store, if there are too many.
     pub fn tidy(&mut self) {
-        if self.open.len() >= OPEN_MAX {
+        if self.is_crowded() {
             self.open.retain(|_, open| !open.is_settled());
         }
     }
@@ -109,6 +127,13 @@ impl Drop for Visit<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn larger_bitmaps_are_fewer() {
+        // Blocks of 2 MiB, of 4 KiB, of 64 MiB.
+        assert_eq!([1, 1, 32].map(open_max), [256, 256, 8]);
+        assert_eq!(open_max(1 << 20), 1);
+    }
 
     #[test]
     fn visitors_from_before_a_change_hold_up_the_one_after_the_next() {

@@ -1,5 +1,6 @@
-//! What is known of where sectors are: for each stretch of the disk, as long as a block of the leaf, which layer of the chain
-//! holds what of it, whatever the chain's depth. It is learnt when it is needed, bounded, and forgets what was learnt first.
+//! What is known of where sectors are: for each stretch of the disk, as long as a block of the leaf or a part of one that is
+//! large, which layer of the chain holds what of it, whatever the chain's depth. It is learnt when it is needed, bounded, and
+//! forgets what was learnt first.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -58,6 +59,8 @@ struct Slot {
 /// The map.
 pub struct Map {
     slots: Vec<Slot>,
+    /// Sectors of a block, as a power of two.
+    block_shift: u32,
     /// Sectors of a stretch, as a power of two.
     shift: u32,
     /// Less one.
@@ -73,7 +76,14 @@ const SLOTS_MAX: usize = 4096;
 /// Slots to begin with.
 const SLOTS_MIN: usize = 64;
 /// Bytes of mixed stretches, all together.
-const MIXED_BYTES_MAX: usize = 256 << 10;
+const MIXED_BYTES_MAX: usize = 192 << 10;
+/// A stretch has at most so many sectors, as a power of two, so that the runs of one are few enough to be kept.
+const SHIFT_MAX: u32 = 12;
+
+/// Bytes that it takes.
+pub const BYTES_MAX: usize = SLOTS_MAX * size_of::<Slot>() + MIXED_BYTES_MAX;
+
+const _: () = assert!(size_of::<Run>() << SHIFT_MAX < MIXED_BYTES_MAX);
 
 fn bytes(view: &View) -> usize {
     match view {
@@ -83,9 +93,10 @@ fn bytes(view: &View) -> usize {
 }
 
 impl Map {
-    /// For stretches of `1 << shift` sectors.
-    pub fn new(shift: u32) -> Self {
-        let mut map = Map { slots: Vec::new(), shift, mask: (1 << shift) - 1, bytes: 0, hand: 0 };
+    /// For blocks of `1 << block_shift` sectors.
+    pub fn new(block_shift: u32) -> Self {
+        let shift = block_shift.min(SHIFT_MAX);
+        let mut map = Map { slots: Vec::new(), block_shift, shift, mask: (1 << shift) - 1, bytes: 0, hand: 0 };
         map.resize(SLOTS_MIN);
         map
     }
@@ -113,7 +124,7 @@ impl Map {
     /// Where `count` sectors from `sector` on are, as far as they are together and in one stretch; none if it is not known.
     #[inline(always)]
     pub fn find(&self, sector: u64, count: u64) -> Option<(Extent, u64)> {
-        let (stretch, at) = ((sector.wrapping_shr(self.shift)) as u32, sector as u32 & self.mask);
+        let (stretch, at) = self.split(sector);
         let slot = &self.slots[self.place(stretch)];
         if slot.stretch != stretch {
             return None;
@@ -172,12 +183,44 @@ impl Map {
         }
     }
 
-    /// Sectors from `first` to `end` of a stretch are now at `place`, if anything is known of the stretch.
-    #[inline]
-    pub fn patch(&mut self, stretch: u32, first: u32, end: u32, place: Place) {
-        let slot = &self.slots[self.place(stretch)];
-        if slot.stretch == stretch && !matches!(slot.view, View::Unknown) {
-            self.patch_known(stretch, first, end, place);
+    /// The stretch of a sector, and where in it that is.
+    #[inline(always)]
+    fn split(&self, sector: u64) -> (u32, u32) {
+        (sector.wrapping_shr(self.shift) as u32, sector as u32 & self.mask)
+    }
+
+    /// Whether anything may be known of a block of the leaf.
+    #[inline(always)]
+    pub fn may_know(&self, block: u32) -> bool {
+        let slot = &self.slots[self.place(block)];
+        self.block_shift != self.shift || slot.stretch == block && !matches!(slot.view, View::Unknown)
+    }
+
+    /// Sectors from `from` to `to` of a block of the leaf are now at `place`, wherever anything is known of them.
+    pub fn patch(&mut self, block: u32, from: u32, to: u32, place: Place) {
+        match self.block_shift == self.shift {
+            true if self.may_know(block) => self.patch_known(block, from, to, place),
+            true => {}
+            false => self.patch_parts(block, from, to, place),
+        }
+    }
+
+    #[cold]
+    fn patch_parts(&mut self, block: u32, from: u32, to: u32, place: Place) {
+        let mut at = from;
+        while at < to {
+            let (stretch, first) = self.split((u64::from(block) << self.block_shift) + u64::from(at));
+            let here = (to - at).min(self.sectors() - first);
+            self.cut(stretch, first, first + here, place.skip(at - from));
+            at += here;
+        }
+    }
+
+    /// As [`learn`](Map::learn), for all of a block of the leaf, which lies together.
+    pub fn learn_block(&mut self, block: u32, place: Place) {
+        for at in (0..1u32 << self.block_shift).step_by(self.sectors() as usize) {
+            let (stretch, _) = self.split((u64::from(block) << self.block_shift) + u64::from(at));
+            self.learn(stretch, &[Run { first: 0, place: place.skip(at) }]);
         }
     }
 
@@ -297,6 +340,28 @@ mod tests {
             let (_, count) = map.find((3 << 6) + u64::from(first), 64).unwrap();
             assert!(count >= u64::from(end - first));
         }
+    }
+
+    #[test]
+    fn large_blocks_are_several_stretches() {
+        let mut map = Map::new(17);
+        assert_eq!(map.sectors(), 4096);
+        map.learn_block(1, Place::At(0, 50));
+        let found = |map: &Map, sector: u64| map.find((1 << 17) + sector, 10_000);
+        for sector in [0, 4096, 100_000, 131_071] {
+            let together = 4096 - sector % 4096;
+            assert_eq!(found(&map, sector), Some((Extent::At { layer: 0, sector: 50 + sector }, together)));
+        }
+        assert_eq!((map.find(0, 1), map.find(2 << 17, 1)), (None, None));
+        map.forget(32 + 2);
+        // Across what is known and what is not.
+        map.patch(1, 4090, 4090 + 3 * 4096, Place::At(3, 7));
+        assert_eq!(found(&map, 4089), Some((Extent::At { layer: 0, sector: 50 + 4089 }, 1)));
+        assert_eq!(found(&map, 4090), Some((Extent::At { layer: 3, sector: 7 }, 6)));
+        assert_eq!(found(&map, 4096), Some((Extent::At { layer: 3, sector: 13 }, 4096)));
+        assert_eq!(found(&map, 2 * 4096), None);
+        assert_eq!(found(&map, 3 * 4096), Some((Extent::At { layer: 3, sector: 13 + 2 * 4096 }, 4090)));
+        assert_eq!(found(&map, 4 * 4096 - 6), Some((Extent::At { layer: 0, sector: 50 + 4 * 4096 - 6 }, 6)));
     }
 
     #[test]

@@ -12,14 +12,15 @@ use protocol::errno::Errno;
 use protocol::vhd::{
     Batmap, Code, Footer, Header, Id, Kind as Disk, REACH_SECTORS, SECTOR_BYTES, TEXT_BYTES_MAX, UNUSED, locator_text,
 };
+use xen::limits::MEMORY_PER_IMAGE;
 use xen::sync::{Bell, Credits};
 
-use super::Vhd;
-use super::cache::Cache;
+use super::cache::{self, Cache};
 use super::layer::{Kind, Layer, Table, blocks_end};
-use super::leaf::{Leaf, Visits};
-use super::map::Map;
+use super::leaf::{self, Leaf, Visits, open_max};
+use super::map::{self, Map};
 use super::slots::Slots;
+use super::{LOOKERS_MAX, Vhd};
 use crate::disk::{Device, Error, Store};
 use crate::target::OpenError;
 
@@ -28,6 +29,10 @@ pub const DEPTH_MAX: usize = 1024;
 /// Places of blocks at most in an image that is written: a bit for each is kept. 2 TiB have room for
 /// a million of the usual size.
 const PLACES_MAX: u64 = 4 << 20;
+/// Bytes for the cache and for account of the places of blocks: what an image is promised, less the map and the blocks that
+/// are changing.
+const CHANGING_BYTES: usize = MEMORY_PER_IMAGE - map::BYTES_MAX - leaf::BYTES_MAX;
+const _: () = assert!(PLACES_MAX as usize / 8 + cache::BYTES_MIN <= CHANGING_BYTES);
 /// Bytes of a table read at once.
 const SCAN_BYTES: usize = 32 << 10;
 
@@ -188,7 +193,7 @@ pub async fn open<P: Place>(
         }
     }
     let read_only = read_only || layers[0].store.info().read_only;
-    let (shift, leaf) = match &layers[0].kind {
+    let (shift, leaf): (_, Option<RefCell<Leaf>>) = match &layers[0].kind {
         Kind::Flat => (12, None),
         Kind::Dynamic(table) => {
             let leaf = match read_only {
@@ -198,6 +203,8 @@ pub async fn open<P: Place>(
             (table.shift, leaf)
         }
     };
+    // The more room for blocks there is to keep account of, the less is kept of the tables.
+    let slots = leaf.as_ref().map_or(0, |leaf| leaf.borrow().slots.places().div_ceil(8) as usize);
     Ok(Vhd {
         sectors: layers[0].sectors,
         layers,
@@ -205,7 +212,7 @@ pub async fn open<P: Place>(
         mask: (1 << shift) - 1,
         read_only,
         map: RefCell::new(Map::new(shift)),
-        cache: RefCell::new(Cache::default()),
+        cache: RefCell::new(Cache::new(CHANGING_BYTES.saturating_sub(slots))),
         leaf,
         recent: Cell::new(u32::MAX),
         footer,
@@ -216,6 +223,8 @@ pub async fn open<P: Place>(
         settles: Cell::new(0),
         settled: Cell::new(0),
         bell: Bell::default(),
+        awaited: Cell::new(0),
+        lookers: Credits::new(LOOKERS_MAX),
         batmap_lost: Cell::new(0),
         damaged: Cell::new(false),
         frozen: Cell::new(read_only),
@@ -276,5 +285,13 @@ async fn scan<S: Store>(store: &S, table: &Table, footer_at_end: bool, name: &st
         (sector, left) = (sector + (part.len() / SECTOR_BYTES) as u64, left - here / 4);
     }
     let footer_at = footer_at_end.then(|| info.sectors - 1);
-    Ok(Leaf { slots, open: Default::default(), freed: Default::default(), limbo: Default::default(), footer_at })
+    let open_max = open_max(table.bitmap);
+    Ok(Leaf {
+        slots,
+        open: Default::default(),
+        open_max,
+        freed: Default::default(),
+        limbo: Default::default(),
+        footer_at,
+    })
 }

@@ -9,7 +9,7 @@ use protocol::vhd::{Batmap, UNUSED, bits};
 use super::Vhd;
 use super::layer::Table;
 use super::leaf::Leaf;
-use super::map::{Place, Run};
+use super::map::Place;
 use crate::disk::{Error, Op, SECTOR_BYTES, Store};
 
 /// What one block is to be on the store.
@@ -144,7 +144,9 @@ impl<S: Store> Vhd<S> {
         let mut result = Ok(());
         for block in due {
             if result.is_ok() {
+                self.awaited.set(self.awaited.get() + 1);
                 result = self.fill_block(table, leaf, block).await;
+                self.awaited.set(self.awaited.get() - 1);
             }
             if let Some(open) = leaf.borrow_mut().open.get_mut(&block) {
                 open.closed = false;
@@ -184,7 +186,7 @@ impl<S: Store> Vhd<S> {
         }
         self.changed(block);
         // All of it is the leaf's now, so whoever reads or writes it next need not look.
-        self.map.borrow_mut().learn(block, &[Run { first: 0, place: Place::At(0, data) }]);
+        self.map.borrow_mut().learn_block(block, Place::At(0, data));
         Ok(())
     }
 

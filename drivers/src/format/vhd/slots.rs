@@ -9,6 +9,9 @@ use alloc::vec::Vec;
 /// A block is placed so that its data begin at a multiple of so many sectors.
 const ALIGNMENT: u64 = 8;
 
+/// Words of bits that get their room at once.
+const STEP_WORDS: usize = 512;
+
 /// The places of one image.
 pub struct Slots {
     /// The first sector of the first place.
@@ -61,6 +64,9 @@ impl Slots {
     fn take(&mut self, slot: u64) {
         let word = (slot / 64) as usize;
         if self.used.len() <= word {
+            // Never twice of what is needed: on the largest disks that would be as much as everything else.
+            let words = (word + 1).next_multiple_of(STEP_WORDS);
+            self.used.reserve_exact(words - self.used.len());
             self.used.resize(word + 1, 0);
         }
         self.used[word] |= 1 << (slot % 64);
