@@ -76,7 +76,7 @@ impl Echo {
                 _ => Turn::Busy,
             }
         }));
-        run.rest(Duration::from_millis(1));
+        run.rest(Duration::from_millis(100));
         let clean = run.baseline(DRIVER);
         Echo { run, domain, clean }
     }
