@@ -3,13 +3,14 @@
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// What a program said and how it ended.
@@ -56,8 +57,8 @@ pub fn ask_command(command: &mut Command, limit: Duration) -> Result<Said> {
         .with_context(|| format!("{name}: cannot be started"))?;
     // The pipes are read while it runs (a full pipe would stop it) and by nobody's waiting: a daemon that inherited
     // them would keep them open for ever.
-    let out = gather(child.stdout.take());
-    let err = gather(child.stderr.take());
+    let mut out = gather(child.stdout.take());
+    let mut err = gather(child.stderr.take());
     let code = match wait(&mut child, limit)? {
         Some(code) => code,
         None => {
@@ -107,38 +108,53 @@ fn timespec(duration: Duration) -> Timespec {
     Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: i64::from(duration.subsec_nanos()) }
 }
 
+/// How long a reader waits for more before it looks whether its program has ended.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// A pipe's content, collected in the background.
 struct Gathered {
-    done: Receiver<()>,
+    reader: Option<JoinHandle<()>>,
     bytes: Arc<Mutex<Vec<u8>>>,
+    ended: Arc<AtomicBool>,
 }
 
 impl Gathered {
-    /// What has come. A moment is granted to a reader that has not yet seen the end of the pipe.
-    fn take(&self) -> String {
-        let _ = self.done.recv_timeout(Duration::from_millis(200));
+    /// What has come, now that the program has ended: all that it wrote, however late the reader comes to run. The end of the
+    /// pipe is not waited for.
+    fn take(&mut self) -> String {
+        self.ended.store(true, Ordering::Release);
+        // One that panicked has told so.
+        let _ = self.reader.take().map(JoinHandle::join);
         let bytes = self.bytes.lock().map(|bytes| bytes.clone()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
-fn gather(pipe: Option<impl Read + Send + 'static>) -> Gathered {
+fn gather(pipe: Option<impl Read + AsFd + Send + 'static>) -> Gathered {
     let bytes = Arc::new(Mutex::new(Vec::new()));
-    let (sender, done) = mpsc::channel();
-    if let Some(mut pipe) = pipe {
-        let into = bytes.clone();
+    let ended = Arc::new(AtomicBool::new(false));
+    let reader = pipe.map(|mut pipe| {
+        let (into, ended) = (bytes.clone(), ended.clone());
         thread::spawn(move || {
             let mut chunk = [0; 4096];
-            while let Ok(length @ 1..) = pipe.read(&mut chunk) {
+            loop {
+                // Asked before the pipe is looked at: what a program wrote that has ended is there to be seen.
+                let over = ended.load(Ordering::Acquire);
+                let limit = timespec(if over { Duration::ZERO } else { LOOK });
+                match poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&limit)) {
+                    Ok(0) if over => return,
+                    Ok(0) | Err(Errno::INTR) => continue,
+                    Ok(_) => {}
+                    Err(_) => return,
+                }
+                let Ok(length @ 1..) = pipe.read(&mut chunk) else { return };
                 if let Ok(mut bytes) = into.lock() {
                     bytes.extend_from_slice(&chunk[..length]);
                 }
             }
-            // Nobody may be interested any more.
-            let _ = sender.send(());
-        });
-    }
-    Gathered { done, bytes }
+        })
+    });
+    Gathered { reader, bytes, ended }
 }
 
 #[cfg(test)]

@@ -243,7 +243,11 @@ impl Test {
             .lines()
             .find_map(|line| line.trim().strip_prefix("Executable ")?.rsplit_once('(')?.1.strip_suffix(')'));
         let program = program.with_context(|| format!("cargo names no program:\n{told}"))?;
-        let directory = tree.join(if self.package == "xen-sys" { "xen/sys" } else { &self.package });
+        let directory = match self.package.as_str() {
+            "xen-sys" => tree.join("xen/sys"),
+            tool @ ("vhd" | "tap-ctl" | "nbd") => tree.join("tools").join(tool),
+            package => tree.join(package),
+        };
         let directory = std::path::absolute(directory)?;
         let log = std::path::absolute("build/mutants/last.log")?;
         let out = fs::File::create(&log)?;
