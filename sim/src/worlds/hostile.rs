@@ -64,7 +64,7 @@ const LATENCY: Duration = Duration::from_millis(30);
 const STUCK: Duration = Duration::from_secs(3);
 /// What of the world's time an answer may take beside that: it passes while the product looks at rings instead of sleeping,
 /// once for each answer from below.
-const LOOKS: Duration = Duration::from_millis(5);
+const LOOKS: Duration = Duration::from_millis(10);
 /// How many times that an answer on a partition may take, and one on an image, for which bitmaps are read and written too.
 const REQUESTS_BELOW: u32 = 10;
 const REQUESTS_BELOW_OF_IMAGE: u32 = 50;
@@ -299,6 +299,13 @@ impl Scene {
     /// The disk below misbehaves for a while.
     fn trouble_below(&mut self) {
         let back = self.stage.back();
+        if matches!(self.lower, Lower::Failing | Lower::Shrinking) {
+            // What is opened meanwhile is refused, and what is cut off never is opened.
+            let jobs: Vec<_> = self.bad.iter().map(|bad| bad.attaching).collect();
+            let toolstack = self.stage.run.toolstack.clone();
+            let soon = Duration::from_secs(2);
+            self.stage.run.until(soon, |_| jobs.iter().all(|job| toolstack.borrow().result(*job).is_some()));
+        }
         match self.lower {
             Lower::Good => {}
             Lower::Slow => marks::hit(Load::SlowStore.mark()),
@@ -321,11 +328,6 @@ impl Scene {
                 marks::hit(Load::StuckStore.mark());
             }
             Lower::Shrinking => {
-                // What is cut off before it was opened never is.
-                let jobs: Vec<_> = self.bad.iter().map(|bad| bad.attaching).collect();
-                let toolstack = self.stage.run.toolstack.clone();
-                let soon = Duration::from_secs(2);
-                self.stage.run.until(soon, |_| jobs.iter().all(|job| toolstack.borrow().result(*job).is_some()));
                 for bad in self.bad.iter().filter(|bad| bad.part.is_some()) {
                     bad.hostile.borrow_mut().shrunk(if bad.part == Some(3) { PART / 2 } else { PART });
                 }
