@@ -1,7 +1,7 @@
 //! When to look at a ring for a while instead of sleeping.
 //!
-//! To sleep and to be woken costs a domain some ten thousand instructions, and its peer the event. Where the last pauses
-//! were short the next one probably is: then it is cheaper to look again and again, without asking for an event. A look
+//! To sleep and to be woken costs a domain over 20,000 instructions (docs/bench.md), and its peer the event. Where the last
+//! pauses were short the next one probably is: then it is cheaper to look again and again, without asking for an event. A look
 //! ends after [`LOOK_NANOS`]; after looks in vain ever more pauses are slept through, so that a peer that
 //! cannot run while we look, or one that goes slowly, costs next to nothing.
 
