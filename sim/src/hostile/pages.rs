@@ -123,13 +123,22 @@ impl Pages {
 
     /// A page of content of our own, not granted to anybody.
     pub fn page(&mut self, random: &mut Random) -> usize {
-        let at = self.spare.pop().unwrap_or_else(|| {
+        let spare = self.spare.iter().rposition(|page| self.is_free(*page));
+        let at = spare.map(|place| self.spare.remove(place)).unwrap_or_else(|| {
             let page = PageRef::alone().expect("memory for a test");
             self.pages.push(Page { page, copy: Box::new([0; PAGE_BYTES]), exposed: 0 });
             self.pages.len() - 1
         });
         self.fill(at, random);
         at
+    }
+
+    /// Whether nobody can write to a page but us. What a request says of itself in a page that another one is read into
+    /// is certain to nobody.
+    fn is_free(&self, page: usize) -> bool {
+        self.pages[page].exposed == 0
+            && self.grants.values().all(|held| held.page != page)
+            && self.before.values().flatten().all(|before| *before != page)
     }
 
     /// The page itself.
@@ -160,10 +169,13 @@ impl Pages {
         }
     }
 
-    /// Ends a grant made for one request, and keeps its page for another.
+    /// Ends a grant made for one request, and keeps its page for another. The number may mean another page by now, which has
+    /// other uses under other numbers: it is kept all the same, until those end.
     pub fn done_with(&mut self, grant: GrantRef) {
-        if let Some(held) = self.grants.get(&grant.0) {
-            self.spare.push(held.page);
+        if let Some(page) = self.under(grant.0) {
+            if !self.spare.contains(&page) {
+                self.spare.push(page);
+            }
             self.revoke(grant);
         }
     }
@@ -276,4 +288,41 @@ impl Pages {
 pub fn clean(bytes: &[u8]) -> Result<(), usize> {
     let marked = bytes.chunks_exact(64).position(|piece| piece[16..24] == HONEST);
     marked.map_or(Ok(()), |at| Err(64 * at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One page was once a request's descriptors and in use under another number as well: a read that filled it made
+    /// nonsense of the descriptors, and its answer was taken for a wrong one.
+    #[test]
+    fn a_page_with_other_uses_is_not_spare() {
+        let mut random = Random::new(1);
+        let world = World::new(random.fork());
+        let (guest, backend) = (DomId(5), DomId(1));
+        world.create(guest);
+        world.create(backend);
+        let mut pages = Pages::new(&world, guest, backend);
+        pages.begin(true);
+        let page = pages.page(&mut random);
+        let (one, other) = (pages.lend(page, Kind::Fine), pages.lend(page, Kind::Fine));
+        pages.done_with(one);
+        assert_ne!(pages.page(&mut random), page, "it is granted under another number");
+        pages.expose(&[page]);
+        pages.done_with(other);
+        assert_ne!(pages.page(&mut random), page, "a read in flight may write to it");
+        pages.cover(&[page]).unwrap();
+        assert_eq!(pages.page(&mut random), page);
+        assert_ne!(pages.page(&mut random), page, "given twice");
+        let third = pages.lend(page, Kind::Fine);
+        let what = xen::port::Foreign { domain: guest, grant: third, access: Access::ReadWrite };
+        let (handle, _) = world.map(backend, what).unwrap();
+        pages.done_with(third);
+        assert_ne!(pages.page(&mut random), page, "it is mapped, and who names the number again is served");
+        world.unmap(backend, handle);
+        pages.retry();
+        pages.begin(false);
+        assert_eq!(pages.page(&mut random), page);
+    }
 }
