@@ -4,6 +4,7 @@
 //! (XSA-155). Offsets are ours, never a peer's: an offset past the end is our bug and panics.
 
 use core::cell::{Cell, RefCell};
+use core::ops::Deref;
 
 /// Peer-writable bytes.
 ///
@@ -33,7 +34,8 @@ pub trait Memory {
     }
 }
 
-impl<M: Memory + ?Sized> Memory for &M {
+/// Whatever leads to such memory is used as it.
+impl<M: Deref<Target: Memory>> Memory for M {
     fn load(&self, at: usize) -> u32 {
         (**self).load(at)
     }

@@ -13,7 +13,9 @@ use sim::stage::{GUEST, Stage, XVDA};
 use sim::store::tree::NODES_MAX;
 use sim::toolstack::Vbd;
 use sim::world::DOM0;
-use xen::limits::{MEMORY_FOR_RINGS, MEMORY_SPARE, PAGES_PER_LOWER, PAGES_RESERVED_PER_LOWER, SEGMENTS_INDIRECT};
+use xen::limits::{
+    MEMORY_FOR_RINGS, MEMORY_PER_RING, MEMORY_SPARE, PAGES_PER_LOWER, PAGES_RESERVED_PER_LOWER, SEGMENTS_INDIRECT,
+};
 use xen::port::DomId;
 
 #[test]
@@ -437,6 +439,11 @@ fn the_pages_of_a_lower_disk_leave_room_for_rings() {
     for (used, pages) in [(full, PAGES_PER_LOWER), (full + 1, usize::from(SEGMENTS_INDIRECT))] {
         use_memory(used, ALL);
         let stage = Stage::with_lower(1, 1024);
+        // Eight rings, each of which is promised its share and uses as much.
+        let memory = &stage.run.tapdom().unwrap().shared().domain.memory;
+        let rings: Vec<_> = (0..16).map(|_| memory.promise(MEMORY_PER_RING)).collect();
+        assert_eq!(rings.iter().all(Option::is_some), used == full);
+        drop(rings);
         use_memory(ROOM, ALL);
         let grants = stage.run.world.holdings(DRIVER).grants;
         assert!((pages..pages + 2 * PAGES_RESERVED_PER_LOWER).contains(&grants), "{grants} grants, not {pages}");

@@ -6,6 +6,7 @@
 //! - `footprint`: how long things take to be ready and in what memory: what is measured, and the goals
 //! - `neighbours`: two guests on one backend: what is measured
 //! - `wall`: backends beside each other by the clock on the wall: what is measured
+//! - `mutants`: bugs in a copy of the tree, which the tests have to notice
 //! - `report`: the lines that dom0 says to the host, and the job that the host gives to dom0
 //! - `boots`: runs on the developer's machine: fetches Debian's parts, builds images, runs QEMU, judges
 //! - `agent`: runs inside the boot, as init of dom0 and of every Linux guest
@@ -16,6 +17,7 @@
 pub mod agent;
 pub mod boots;
 pub mod footprint;
+pub mod mutants;
 pub mod neighbours;
 pub mod report;
 pub mod wall;

@@ -3,10 +3,9 @@
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::ops::Deref;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
-
-use protocol::mem::Memory;
 
 use crate::domain::{Domain, count};
 use crate::limits::{AGAIN_TRIES, COPIES_PER_BATCH};
@@ -44,30 +43,11 @@ impl<X: Xen> Mapped<X> {
     }
 }
 
-impl<X: Xen> Memory for Mapped<X> {
-    fn load(&self, at: usize) -> u32 {
-        self.pages.load(at)
-    }
-    fn store(&self, at: usize, value: u32) {
-        self.pages.store(at, value)
-    }
-    fn read(&self, at: usize, into: &mut [u8]) {
-        self.pages.read(at, into)
-    }
-    fn write(&self, at: usize, from: &[u8]) {
-        self.pages.write(at, from)
-    }
-    fn load8(&self, at: usize) -> u8 {
-        self.pages.load8(at)
-    }
-    fn store8(&self, at: usize, value: u8) {
-        self.pages.store8(at, value)
-    }
-    fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
-        self.pages.fetch_or8(at, bits)
-    }
-    fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
-        self.pages.fetch_and8(at, bits)
+impl<X: Xen> Deref for Mapped<X> {
+    type Target = Span<X::Mapping>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.pages
     }
 }
 

@@ -84,6 +84,7 @@ mod tests {
         let second = memory.promise(300).unwrap();
         assert!(memory.promise(1).is_none() && !memory.is_short());
         drop(first);
+        assert_eq!(memory.0.promised.get(), 300);
         let third = memory.promise(600).unwrap();
         drop((second, third));
         assert_eq!(memory.0.promised.get(), 0);

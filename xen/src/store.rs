@@ -11,14 +11,15 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
+use core::ops::Deref;
 use core::task::{Poll, Waker};
 
-use protocol::mem::Memory;
 use protocol::xenstore::{Client, HEADER_BYTES, Header, Kind, PAYLOAD_BYTES, Reason};
 
 use crate::domain::{Domain, count};
 use crate::event::Channel;
 use crate::limits::{STORE_OUTSTANDING, STORE_TRANSACTION_TRIES, WATCH_PATHS};
+use crate::page::Page;
 use crate::port::{DomId, Xen};
 use crate::sync::{Credits, Signal};
 
@@ -69,30 +70,11 @@ struct Watcher {
 
 struct StorePage<X: Xen>(Rc<Domain<X>>);
 
-impl<X: Xen> Memory for StorePage<X> {
-    fn load(&self, at: usize) -> u32 {
-        self.0.xen.store_ring().0.load(at)
-    }
-    fn store(&self, at: usize, value: u32) {
-        self.0.xen.store_ring().0.store(at, value)
-    }
-    fn read(&self, at: usize, into: &mut [u8]) {
-        self.0.xen.store_ring().0.read(at, into)
-    }
-    fn write(&self, at: usize, from: &[u8]) {
-        self.0.xen.store_ring().0.write(at, from)
-    }
-    fn load8(&self, at: usize) -> u8 {
-        self.0.xen.store_ring().0.load8(at)
-    }
-    fn store8(&self, at: usize, value: u8) {
-        self.0.xen.store_ring().0.store8(at, value)
-    }
-    fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
-        self.0.xen.store_ring().0.fetch_or8(at, bits)
-    }
-    fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
-        self.0.xen.store_ring().0.fetch_and8(at, bits)
+impl<X: Xen> Deref for StorePage<X> {
+    type Target = Page;
+
+    fn deref(&self) -> &Page {
+        self.0.xen.store_ring().0
     }
 }
 

@@ -289,6 +289,7 @@ mod tests {
         let dynamic = Footer::parse(&hex(DYNAMIC)).unwrap();
         assert_eq!((dynamic.kind, dynamic.header_at, dynamic.sectors()), (Kind::Dynamic, Some(1), 67_125_248 / 512));
         assert_eq!((&dynamic.creator, dynamic.creator_version, dynamic.timestamp), (b"qemu", 0x50003, 0x3298_65b3));
+        assert!(!dynamic.is_tap() && !dynamic.has_batmap(), "QEMU's versions are no versions of blktap");
         assert_eq!(dynamic.id, hex("db4028537d0c4f728584d36699e6ec29"));
         let forced = Footer::parse(&hex(FORCED)).unwrap();
         assert_eq!((&forced.creator, forced.sectors()), (b"qem2", 2_190_433_320_960 / 512));

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::rc::Rc;
 
 use protocol::xenstore::{HEADER_BYTES, Header, Kind, Reason, Server};
@@ -24,30 +25,11 @@ struct Daemon {
 /// The page of the fake, as memory of its own.
 struct Page(Fake);
 
-impl protocol::mem::Memory for Page {
-    fn load(&self, at: usize) -> u32 {
-        self.0.store_ring().0.load(at)
-    }
-    fn store(&self, at: usize, value: u32) {
-        self.0.store_ring().0.store(at, value)
-    }
-    fn read(&self, at: usize, into: &mut [u8]) {
-        self.0.store_ring().0.read(at, into)
-    }
-    fn write(&self, at: usize, from: &[u8]) {
-        self.0.store_ring().0.write(at, from)
-    }
-    fn load8(&self, at: usize) -> u8 {
-        self.0.store_ring().0.load8(at)
-    }
-    fn store8(&self, at: usize, value: u8) {
-        self.0.store_ring().0.store8(at, value)
-    }
-    fn fetch_or8(&self, at: usize, bits: u8) -> u8 {
-        self.0.store_ring().0.fetch_or8(at, bits)
-    }
-    fn fetch_and8(&self, at: usize, bits: u8) -> u8 {
-        self.0.store_ring().0.fetch_and8(at, bits)
+impl Deref for Page {
+    type Target = xen::page::Page;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.store_ring().0
     }
 }
 
