@@ -25,6 +25,7 @@ struct Flight<X: Xen> {
     operation: u8,
     way: Way,
     began: Instant,
+    sectors: u64,
     disk: Rc<Blkfront<X>>,
     image: Option<Guest<X>>,
     sheet: Box<Sheet>,
@@ -36,11 +37,13 @@ pub struct Flights<X: Xen> {
     table: Vec<Option<Flight<X>>>,
     free: Vec<usize>,
     ends: Rc<Completions<Result<(), Error>>>,
+    /// Those that have ended, while they are seen to.
+    landed: Vec<(usize, Result<(), Error>)>,
 }
 
 impl<X: Xen> Default for Flights<X> {
     fn default() -> Self {
-        Flights { table: Vec::new(), free: Vec::new(), ends: Rc::default() }
+        Flights { table: Vec::new(), free: Vec::new(), ends: Rc::default(), landed: Vec::new() }
     }
 }
 
@@ -52,14 +55,13 @@ impl<X: Xen> Flights<X> {
 
     /// Hands out the answers of those that have ended. True if any had.
     pub fn poll(&mut self, desk: &Desk<X>, cx: &mut Context<'_>, mut answered: impl FnMut(Answer)) -> bool {
-        let mut any = false;
-        while let Some((number, result)) = self.ends.next(cx) {
-            any = true;
-            let flight = self.table[number].take().expect("its end is told once");
-            self.free.push(number);
-            answered(desk.arrive(flight, result));
+        self.ends.tell(&mut self.landed, cx);
+        for (number, result) in &self.landed {
+            let flight = self.table[*number].take().expect("its end is told once");
+            self.free.push(*number);
+            answered(desk.arrive(flight, *result));
         }
-        any
+        !self.landed.is_empty()
     }
 
     /// A number that none has.
@@ -78,7 +80,7 @@ impl<X: Xen> Desk<X> {
         let kept = kept.as_mut()?;
         let mut sheet = self.sheets.take(segments(&request.body));
         let begun = self.ready(stack, kept, request, &mut sheet);
-        let Some((way, disk, at)) = begun else {
+        let Some((way, sectors, disk, at)) = begun else {
             self.sheets.put(sheet);
             return None;
         };
@@ -88,22 +90,24 @@ impl<X: Xen> Desk<X> {
         let Request { id, operation, .. } = *request;
         let (began, in_flight) = (self.clock.get(), self.minor.enter_request());
         let (disk, image) = (disk.clone(), stack.stay());
-        flights.table[number] = Some(Flight { id, operation, way, began, disk, image, sheet, in_flight });
+        flights.table[number] = Some(Flight { id, operation, way, began, sectors, disk, image, sheet, in_flight });
         Some(segments)
     }
 
-    /// Takes all that the request needs to be begun, and notes it on the sheet: which way, on which disk and where. None,
-    /// and nothing is taken, if there is something to wait for or something is wrong: the ordinary way finds out what.
+    /// Takes all that the request needs to be begun, and notes it on the sheet: which way, how many sectors, on which disk
+    /// and where. None, and nothing is taken, if there is something to wait for or something is wrong: the ordinary way
+    /// finds out what.
     fn ready<'a>(
         &self,
         stack: &'a Stack<X>,
         kept: &mut Kept<X>,
         request: &Request,
         sheet: &mut Sheet,
-    ) -> Option<(Way, &'a Rc<Blkfront<X>>, u64)> {
+    ) -> Option<(Way, u64, &'a Rc<Blkfront<X>>, u64)> {
         let (way, sector) = match &request.body {
             Body::Transfer { way, sector, segments, flush_first: false, barrier: false } => {
-                sheet.segments.extend_from_slice(segments);
+                // Most have one: a copy of any length would cost more.
+                segments.iter().for_each(|segment| sheet.segments.push(*segment));
                 (*way, *sector)
             }
             Body::Indirect { way, sector, count, pages } => {
@@ -123,7 +127,7 @@ impl<X: Xen> Desk<X> {
             return None;
         }
         let shape = segments.iter().map(|segment| (segment.first, segment.sectors() as u8));
-        if !disk.take_now(way, at, shape, pieces) {
+        if !disk.take_now(way, at, sectors, shape, pieces) {
             return None;
         }
         if way == Way::Write && self.carry(kept, segments, pieces, Direction::In).is_err() {
@@ -132,14 +136,13 @@ impl<X: Xen> Desk<X> {
         }
         let taken = self.segments.take_now(segments.len());
         debug_assert!(taken, "they were there just now");
-        Some((way, disk, at))
+        Some((way, sectors, disk, at))
     }
 
     /// Ends a transfer: what was read is copied before the guest is told.
     fn arrive(&self, flight: Flight<X>, result: Result<(), Error>) -> Answer {
-        let Flight { id, operation, way, began, disk, image, mut sheet, in_flight } = flight;
+        let Flight { id, operation, way, began, sectors, disk, image, mut sheet, in_flight } = flight;
         let Sheet { segments, pieces, .. } = &mut *sheet;
-        let sectors = segments.iter().map(|segment| u64::from(segment.sectors())).sum();
         let copied = match (result, way, &mut *self.kept.borrow_mut()) {
             (Err(error), ..) => Err(Failed::from(error)),
             (Ok(()), Way::Write, _) => Ok(()),
@@ -158,9 +161,17 @@ impl<X: Xen> Desk<X> {
     fn carry(&self, kept: &mut Kept<X>, segments: &[Segment], pieces: &[Piece], way: Direction) -> Result<(), Refused> {
         for (segment, piece) in segments.iter().zip(pieces) {
             let [theirs_at, ours_at, bytes] =
-                [segment.first, piece.first, piece.sectors].map(|sectors| u16::from(sectors) * SECTOR_BYTES as u16);
-            let (ours, grant) = (piece.page.clone(), GrantRef(segment.grant));
-            kept.copy_anyway(&Move { ours, ours_at, domain: self.guest, grant, theirs_at, bytes, way })?;
+                [segment.first, piece.first, piece.sectors].map(|sectors| usize::from(sectors) * SECTOR_BYTES);
+            let (ours, grant) = (&piece.page, GrantRef(segment.grant));
+            match (kept.page(grant), way) {
+                (Some(theirs), Direction::In) => ours.copy(ours_at, theirs, theirs_at, bytes),
+                (Some(theirs), Direction::Out) => theirs.copy(theirs_at, ours, ours_at, bytes),
+                (None, _) => {
+                    let [theirs_at, ours_at, bytes] = [theirs_at, ours_at, bytes].map(|bytes| bytes as u16);
+                    let (ours, domain) = (ours.clone(), self.guest);
+                    kept.copy_unmapped(&Move { ours, ours_at, domain, grant, theirs_at, bytes, way })?;
+                }
+            }
         }
         Ok(())
     }

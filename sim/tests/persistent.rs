@@ -7,7 +7,7 @@ use std::time::Duration;
 use sim::blkif::SECTOR;
 use sim::frontend::{Io, Options, Workload};
 use sim::hostile::guest::{Hostile, Options as Manners};
-use sim::hostile::keeps::{KEPT_OF_A_RING, KEPT_OF_ALL};
+use sim::hostile::keeps::{KEPT_OF_ALL, NEARLY_A_RING};
 use sim::hostile::rows::Keep;
 use sim::marks;
 use sim::run::{DRIVER, seeds};
@@ -79,7 +79,7 @@ fn more_pages_than_can_be_kept() {
     assert!(over, "{}", stage.run.scene());
     // What is kept, the rings of 16 pages, and the one of the honest guest.
     assert!((KEPT_OF_ALL..KEPT_OF_ALL + 9 * 16 + 1).contains(&most), "{most} pages were mapped");
-    assert!(marks::take().contains_key(Keep::RingFull.mark()), "no ring ever had {KEPT_OF_A_RING} pages mapped");
+    assert!(marks::take().contains_key(Keep::RingFull.mark()), "no ring ever had {NEARLY_A_RING} pages mapped");
     let honest = stage.on_ram(GUEST, 1024);
     stage.attach(&honest);
     honest.front.borrow_mut().work(Workload::mixed(100));

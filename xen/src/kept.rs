@@ -9,6 +9,7 @@
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::domain::{Domain, count};
 use crate::grant;
@@ -16,9 +17,9 @@ use crate::limits::{KEPT_PAGES, KEPT_PER_RING};
 use crate::page::Page;
 use crate::port::{Access, DomId, Foreign, GrantRef, Move, Refused, Way, Xen};
 
-/// Places among which a reference has its own: numbers that follow each other do not get in each other's way.
-const WAYS: usize = 4;
-const SETS: usize = KEPT_PER_RING / WAYS;
+/// Places among which a reference has its own: those from one on that the whole reference says, whether references follow
+/// each other or lie between those of other rings. Of 1,056 references eight would do for most and 16 do for all.
+const NEAR: usize = 16;
 
 /// A page makes room for another when so many copies were made since its last: unmapping costs more than some copies.
 const STALE: u32 = 4 * KEPT_PER_RING as u32;
@@ -57,21 +58,20 @@ impl<X: Xen> Kept<X> {
         true
     }
 
-    /// Makes a copy, by Xen where the page is not mapped any more: one that is asked for is only rarely not.
-    pub fn copy_anyway(&mut self, it: &Move) -> Result<(), Refused> {
-        if self.copy(it) { Ok(()) } else { grant::copy(&self.domain, it) }
+    /// Has Xen make a copy here and now: for a page that was mapped when it was asked for and is so no more, which is rare.
+    pub fn copy_unmapped(&self, it: &Move) -> Result<(), Refused> {
+        grant::copy(&self.domain, it)
     }
 
     /// The page under a reference, if it is mapped or can be now.
+    #[inline]
     pub fn page(&mut self, grant: GrantRef) -> Option<&Page> {
-        if self.places.is_empty() && !self.prepare() {
-            return None;
-        }
         self.copies = self.copies.wrapping_add(1);
-        let set = grant.0 as usize % SETS * WAYS;
-        let mut places = self.places[set..set + WAYS].iter();
+        let near = near(grant);
+        let first = near.start;
+        let mut places = self.places.get(near).unwrap_or_default().iter();
         let found = places.position(|place| place.grant == grant && place.page.is_some());
-        let place = found.map(|at| set + at).or_else(|| self.map(set, grant))?;
+        let place = found.map(|at| first + at).or_else(|| self.map(grant))?;
         let place = &mut self.places[place];
         place.used = self.copies;
         place.page.as_deref()
@@ -82,19 +82,21 @@ impl<X: Xen> Kept<X> {
         if self.domain.memory.is_short() {
             return false;
         }
-        if !self.full && self.places.try_reserve_exact(SETS * WAYS).is_ok() {
-            self.places.extend((0..SETS * WAYS).map(|_| Place { grant: GrantRef(0), used: 0, page: None }));
+        if !self.full && self.places.try_reserve_exact(KEPT_PER_RING).is_ok() {
+            self.places.extend((0..KEPT_PER_RING).map(|_| Place { grant: GrantRef(0), used: 0, page: None }));
         }
         self.full |= self.places.is_empty();
         !self.full
     }
 
-    /// Maps a page in the set that begins here, where there is room.
-    fn map(&mut self, set: usize, grant: GrantRef) -> Option<usize> {
-        if self.full {
+    /// Maps a page near its place, where there is room.
+    #[cold]
+    fn map(&mut self, grant: GrantRef) -> Option<usize> {
+        if self.places.is_empty() && !self.prepare() || self.full {
             return None;
         }
-        let (now, places) = (self.copies, &mut self.places[set..set + WAYS]);
+        let near = near(grant);
+        let (first, now, places) = (near.start, self.copies, &mut self.places[near]);
         let (at, oldest) = places
             .iter_mut()
             .enumerate()
@@ -116,7 +118,7 @@ impl<X: Xen> Kept<X> {
                 count(&self.domain.held.mappings, 1);
                 count(&self.domain.kept, 1);
                 *oldest = Place { grant, used: now, page: Some(page) };
-                Some(set + at)
+                Some(first + at)
             }
             Err(refused) => {
                 // The page may be there for the next request; any other reason stays one.
@@ -125,6 +127,13 @@ impl<X: Xen> Kept<X> {
             }
         }
     }
+}
+
+/// Where a reference's page may be. By the golden ratio numbers in a row come to lie far apart.
+fn near(grant: GrantRef) -> Range<usize> {
+    let spread = u64::from(grant.0.wrapping_mul(0x9e37_79b9));
+    let first = (spread * (KEPT_PER_RING - NEAR + 1) as u64 >> 32) as usize;
+    first..first + NEAR
 }
 
 fn unmap<X: Xen>(domain: &Domain<X>, pages: &mut Vec<X::Mapping>) {

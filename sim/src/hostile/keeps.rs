@@ -15,6 +15,8 @@ use crate::marks;
 pub const KEPT_OF_A_RING: usize = 2048;
 /// The same of all rings.
 pub const KEPT_OF_ALL: usize = 16384;
+/// As good as all that a ring may keep: a page stays near its reference's place or not at all.
+pub const NEARLY_A_RING: usize = KEPT_OF_A_RING * 98 / 100;
 
 /// References of one request of a hoard.
 const HOARD_STEP: usize = 256;
@@ -159,7 +161,7 @@ impl Hostile {
         }
         self.publish();
         if self.hoarded > HOARD {
-            if self.pages.mapped() >= KEPT_OF_A_RING {
+            if self.pages.mapped() >= NEARLY_A_RING {
                 marks::hit(Keep::RingFull.mark());
             }
             // Until the others have theirs.

@@ -47,16 +47,16 @@ fn what_is_away_is_asked_for_again_and_after_a_refusal_nothing_more_is_mapped() 
 #[test]
 fn there_is_an_end_to_the_pages_of_a_ring_and_of_all() {
     let (domain, fake) = domain();
-    let all: Vec<_> = (0..KEPT_PAGES / KEPT_PER_RING + 1)
+    let all: Vec<_> = (0..KEPT_PAGES / KEPT_PER_RING + 2)
         .map(|_| {
             let mut kept = Kept::new(&domain, PEER);
-            let made = (0..2 * KEPT_PER_RING as u32).filter(|grant| copy(&mut kept, 8 + grant)).count();
+            let made = (0..4 * KEPT_PER_RING as u32).filter(|grant| copy(&mut kept, 8 + grant)).count();
             (kept, made)
         })
         .collect();
-    let (last, others) = all.split_last().unwrap();
-    assert!(others.iter().all(|(_, made)| *made == KEPT_PER_RING));
-    assert_eq!((last.1, fake.mapped.get()), (0, KEPT_PAGES));
+    let made: Vec<_> = all.iter().map(|(_, made)| *made).collect();
+    assert!(made.iter().all(|made| *made <= KEPT_PER_RING) && made[0] > KEPT_PER_RING * 99 / 100, "{made:?}");
+    assert_eq!((made.last(), fake.mapped.get()), (Some(&0), KEPT_PAGES));
     drop(all);
     assert_eq!((fake.mapped.get(), domain.held.mappings.get()), (0, 0));
 }
@@ -65,13 +65,25 @@ fn there_is_an_end_to_the_pages_of_a_ring_and_of_all() {
 fn what_was_not_used_for_long_makes_room() {
     let (domain, fake) = domain();
     let mut kept = Kept::new(&domain, PEER);
-    let same_set = |n: u32| 8 + n * KEPT_PER_RING as u32;
-    assert!((0..4).all(|n| copy(&mut kept, same_set(n))));
-    assert!(!copy(&mut kept, same_set(4)), "those have just been used");
-    assert!((0..5 * KEPT_PER_RING).all(|_| copy(&mut kept, same_set(3))));
-    assert!(copy(&mut kept, same_set(4)) && copy(&mut kept, same_set(3)));
-    assert_eq!(fake.mapped.get(), 4);
+    // Their places begin with the first.
+    let same: Vec<u32> = (8..).filter(|grant: &u32| grant.wrapping_mul(0x9e37_79b9) < 1 << 21).take(17).collect();
+    let (last, others) = same.split_last().unwrap();
+    assert!(others.iter().all(|grant| copy(&mut kept, *grant)));
+    assert!(!copy(&mut kept, *last), "those have just been used");
+    assert!((0..5 * KEPT_PER_RING).all(|_| copy(&mut kept, same[3])));
+    assert!(copy(&mut kept, *last) && copy(&mut kept, same[3]));
+    assert_eq!(fake.mapped.get(), 16);
     let before = fake.maps.borrow().len();
-    assert!(copy(&mut kept, same_set(1)) && copy(&mut kept, same_set(2)), "the oldest went");
+    assert!(others[1..].iter().all(|grant| copy(&mut kept, *grant)), "the oldest went");
     assert_eq!(fake.maps.borrow().len(), before);
+}
+
+#[test]
+fn all_pages_of_a_linux_ring_find_a_place_whatever_lies_between_their_references() {
+    for apart in [1, 2, 8, 11, 512, 2048] {
+        let (domain, fake) = domain();
+        let mut kept = Kept::new(&domain, PEER);
+        assert!((0..1056).all(|n| copy(&mut kept, 8 + n * apart)), "{apart}");
+        assert_eq!(fake.mapped.get(), 1056);
+    }
 }
