@@ -56,8 +56,11 @@ pub fn text() -> Range<u64> {
     &raw const text_start as u64..&raw const text_end as u64
 }
 
-fn image() -> Range<u64> {
-    &raw const image_start as u64..&raw const image_end as u64
+/// What of RAM is ours from the begin: the null page, the image, and the stack that lies apart from it.
+fn ours() -> [Range<u64>; 3] {
+    let [main, ..] = stacks();
+    let [guard, ..] = guards();
+    [0..PAGE, &raw const image_start as u64..&raw const image_end as u64, guard.start..main.end]
 }
 
 /// What lies where, once [`enter`] has run.
@@ -83,13 +86,13 @@ pub unsafe fn enter(map: &Map, special: &[u64]) -> Space {
     let mut ranges = heapless::Vec::<Range<u64>, 64>::new();
     let wanted = map.ram().chain([holes]).chain(special.iter().map(|frame| frame * PAGE..(frame + 1) * PAGE));
     wanted.for_each(|range| ranges.push(range).expect("too many regions"));
-    let rodata = image().start..text().start;
+    let rodata = &raw const image_start as u64..text().start;
     let parts = [(0..PAGE, Access::Nothing), (rodata, Access::Read), (text(), Access::Execute)];
     let parts = parts.into_iter().chain(guards().map(|guard| (guard, Access::Nothing)));
 
     let count = Tables::needed(&ranges, parts.clone().count());
     let bytes = count as u64 * PAGE;
-    let place = map.room(bytes, &[0..PAGE, image()], REACH).expect("no room for page tables");
+    let place = map.room(bytes, &ours(), REACH).expect("no room for page tables");
     // SAFETY: the place is RAM that nothing else uses (caller), mapped by the first tables, and page-aligned.
     let pool = unsafe {
         core::ptr::write_bytes(place.start as *mut u8, 0, bytes as usize);
@@ -108,7 +111,8 @@ pub unsafe fn enter(map: &Map, special: &[u64]) -> Space {
 impl Space {
     /// Calls `each` with every piece of RAM that is nobody's.
     pub fn free(&self, map: &Map, each: &mut dyn FnMut(Range<u64>)) {
-        map.free(&[0..PAGE, image(), self.tables.clone()], each);
+        let [null, image, stack] = ours();
+        map.free(&[null, image, stack, self.tables.clone()], each);
     }
 }
 
