@@ -329,19 +329,20 @@ fn take<X: Xen, F: Future<Output = Answer>>(
         }
         (any, *budget) = (true, *budget - 1);
         add(&handle.stats.requests, 1);
-        match blkif::parse(&entry, ring.layout, SEGMENTS_INDIRECT) {
+        // A request is many bytes: it stays where it was parsed, unless it is kept.
+        match &blkif::parse(&entry, ring.layout, SEGMENTS_INDIRECT) {
             Ok(request) if matches!(request.body, Body::Barrier | Body::Transfer { barrier: true, .. }) => {
-                *alone = Alone::Waits(request);
+                *alone = Alone::Waits(request.clone());
             }
             Ok(request) => {
                 let stack = stack.as_ref();
-                let segments = if let Some((answer, segments)) = stack.and_then(|it| desk.at_once(it, &request)) {
+                let segments = if let Some((answer, segments)) = stack.and_then(|it| desk.at_once(it, request)) {
                     put(ring, &answer, handle);
                     segments
-                } else if let Some(segments) = stack.and_then(|it| desk.depart(it, &request, &mut flow.flights)) {
+                } else if let Some(segments) = stack.and_then(|it| desk.depart(it, request, &mut flow.flights)) {
                     segments
                 } else {
-                    flow.slots.start(serve(request));
+                    flow.slots.start(serve(request.clone()));
                     0
                 };
                 *budget = budget.saturating_sub(segments / SEGMENTS_PER_SHARE);
@@ -350,7 +351,7 @@ fn take<X: Xen, F: Future<Output = Answer>>(
                 add(&handle.stats.rejected, 1);
                 add(&desk.minor.stats.rejected, 1);
                 log::debug!("domain {}: a request is refused: {:?}", desk.guest.0, rejected.why);
-                let Rejected { id, operation, status, .. } = rejected;
+                let Rejected { id, operation, status, .. } = *rejected;
                 put(ring, &Answer { id, operation, status }, handle);
             }
         }

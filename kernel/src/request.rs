@@ -202,6 +202,7 @@ impl<X: Xen> Desk<X> {
     }
 
     /// Counts what became of a request, and says what its guest is told. What it held is given back before.
+    #[inline]
     pub(crate) fn conclude(
         &self,
         operation: &Operation,
@@ -215,14 +216,17 @@ impl<X: Xen> Desk<X> {
                 operation.done(sectors, self.clock.get().0.saturating_sub(began.0) / 1000);
                 Status::Okay
             }
-            Err(failed) => {
-                let sectors = sheet.segments.iter().map(|segment| u64::from(segment.sectors())).sum();
-                add(&operation.failed_sectors, sectors);
-                self.judge(failed)
-            }
+            Err(failed) => self.fail(operation, &sheet, failed),
         };
         self.sheets.put(sheet);
         status
+    }
+
+    #[cold]
+    fn fail(&self, operation: &Operation, sheet: &Sheet, failed: Failed) -> Status {
+        let sectors = sheet.segments.iter().map(|segment| u64::from(segment.sectors())).sum();
+        add(&operation.failed_sectors, sectors);
+        self.judge(failed)
     }
 
     /// Counts of reads or of writes.

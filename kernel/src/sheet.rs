@@ -42,7 +42,10 @@ pub(crate) struct Sheets {
 
 /// The size of a sheet for so many segments.
 fn size(segments: usize) -> usize {
-    (segments.max(SMALLEST).next_power_of_two() / SMALLEST).ilog2() as usize
+    if segments <= SMALLEST {
+        return 0;
+    }
+    (segments.next_power_of_two() / SMALLEST).ilog2() as usize
 }
 
 impl Sheets {

@@ -158,7 +158,7 @@ proptest! {
         for act in acts {
             match act {
                 Act::Put if front.free() > 0 => {
-                    front.put(&blkif::encode(0, 0, &blkif::Ask::Flush));
+                    front.put(blkif::encode(0, 0, &blkif::Ask::Flush, &mut [0; blkif::REQUEST_BYTES]));
                     asked += 1;
                 }
                 Act::Put => {}
@@ -243,7 +243,9 @@ proptest! {
             blkif::Segment::new(*grant, first.min(last), first.max(last)).unwrap()
         }).collect();
         let ask = blkif::Ask::Transfer { way: blkif::Way::Write, sector, segments: &segments };
-        let request = blkif::parse(&blkif::encode(id, 7, &ask), Layout::X86_64, 0).unwrap();
+        let mut entry = [0; blkif::REQUEST_BYTES];
+        blkif::encode(id, 7, &ask, &mut entry);
+        let request = blkif::parse(&entry, Layout::X86_64, 0).unwrap();
         prop_assert_eq!(request.id, id);
         match request.body {
             Body::Transfer { sector: read, segments: same, .. } => {

@@ -132,7 +132,7 @@ impl<X: Xen> Kept<X> {
 /// Where a reference's page may be. By the golden ratio numbers in a row come to lie far apart.
 fn near(grant: GrantRef) -> Range<usize> {
     let spread = u64::from(grant.0.wrapping_mul(0x9e37_79b9));
-    let first = (spread * (KEPT_PER_RING - NEAR + 1) as u64 >> 32) as usize;
+    let first = ((spread * (KEPT_PER_RING - NEAR + 1) as u64) >> 32) as usize;
     first..first + NEAR
 }
 

@@ -123,7 +123,7 @@ impl<X: Xen> Pool<X> {
     }
 
     /// Takes a page back.
-    pub fn put(&self, page: PageRef) {
+    pub fn put(&self, page: &PageRef) {
         count(&self.domain.held.pages, -1);
         let shelf = if self.free.pages.contains(&page.index()) { &self.free } else { &self.reserved };
         shelf.put(page.index());

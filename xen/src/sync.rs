@@ -23,8 +23,10 @@ pub struct Signal {
 impl Signal {
     /// Raises the flag and wakes who waits.
     pub fn raise(&self) {
-        self.raised.set(true);
-        if let Some(waker) = self.waker.borrow_mut().take() {
+        // Who saw it down waits; while it is up nobody does.
+        if !self.raised.replace(true)
+            && let Some(waker) = self.waker.borrow_mut().take()
+        {
             waker.wake();
         }
     }
@@ -145,6 +147,8 @@ fn remember(slot: &RefCell<Option<Waker>>, cx: &mut Context<'_>) {
 /// many is not starved by those who want few.
 pub struct Credits {
     free: Cell<usize>,
+    /// Whether anybody is in the queue.
+    awaited: Cell<bool>,
     queue: RefCell<VecDeque<(u64, usize, Waker)>>,
     serial: Cell<u64>,
 }
@@ -152,7 +156,7 @@ pub struct Credits {
 impl Credits {
     /// That many to begin with.
     pub fn new(free: usize) -> Self {
-        Credits { free: Cell::new(free), queue: RefCell::default(), serial: Cell::new(0) }
+        Credits { free: Cell::new(free), awaited: Cell::new(false), queue: RefCell::default(), serial: Cell::new(0) }
     }
 
     /// How many are free.
@@ -171,7 +175,7 @@ impl Credits {
 
     /// Whether [`take_now`](Credits::take_now) would take `n`.
     pub fn has(&self, n: usize) -> bool {
-        self.free.get() >= n && self.queue.borrow().is_empty()
+        self.free.get() >= n && !self.awaited.get()
     }
 
     /// Takes `n` at once, waiting for its turn. `n` must not be more than there ever are, or it waits for ever.
@@ -186,7 +190,9 @@ impl Credits {
     /// Puts `n` back, or adds them.
     pub fn put(&self, n: usize) {
         self.free.set(self.free.get() + n);
-        self.wake_first();
+        if self.awaited.get() {
+            self.wake_first();
+        }
     }
 
     fn wake_first(&self) {
@@ -215,6 +221,7 @@ impl Ticket<'_> {
         if first && credits.free.get() >= n {
             if mine.is_some() {
                 queue.pop_front();
+                credits.awaited.set(!queue.is_empty());
             }
             drop(queue);
             self.serial = None;
@@ -227,6 +234,7 @@ impl Ticket<'_> {
             None => {
                 let serial = credits.serial.replace(credits.serial.get() + 1);
                 queue.push_back((serial, n, cx.waker().clone()));
+                credits.awaited.set(true);
                 self.serial = Some(serial);
             }
         }
@@ -237,7 +245,10 @@ impl Ticket<'_> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         if let Some(serial) = self.serial {
-            self.credits.queue.borrow_mut().retain(|entry| entry.0 != serial);
+            let mut queue = self.credits.queue.borrow_mut();
+            queue.retain(|entry| entry.0 != serial);
+            self.credits.awaited.set(!queue.is_empty());
+            drop(queue);
             self.credits.wake_first();
         }
     }
@@ -245,7 +256,7 @@ impl Drop for Ticket<'_> {
 
 /// Ends of what one task began without a future for each: it is told by number.
 pub struct Completions<T> {
-    ended: RefCell<VecDeque<(usize, T)>>,
+    ended: RefCell<Vec<(usize, T)>>,
     posted: Signal,
 }
 
@@ -258,17 +269,15 @@ impl<T> Default for Completions<T> {
 impl<T> Completions<T> {
     /// Tells that what was begun under this number has ended, and wakes the task.
     pub fn post(&self, number: usize, end: T) {
-        self.ended.borrow_mut().push_back((number, end));
+        self.ended.borrow_mut().push((number, end));
         self.posted.raise();
     }
 
-    /// The next end that was not told yet; none, and the task is woken by the next one, if there is none.
-    pub fn next(&self, cx: &mut Context<'_>) -> Option<(usize, T)> {
-        let next = self.ended.borrow_mut().pop_front();
-        if next.is_none() {
-            while self.posted.poll(cx).is_ready() {}
-        }
-        next
+    /// Exchanges `told`, which has been seen to, for the ends that were not told yet, in order. The next one wakes the task.
+    pub fn tell(&self, told: &mut Vec<(usize, T)>, cx: &mut Context<'_>) {
+        told.clear();
+        while self.posted.poll(cx).is_ready() {}
+        core::mem::swap(&mut *self.ended.borrow_mut(), told);
     }
 }
 
@@ -426,15 +435,17 @@ mod tests {
         let waker = Waker::from(woken.clone());
         let mut cx = Context::from_waker(&waker);
         let ends = Completions::default();
+        let mut told = || {
+            let mut told = Vec::from([(9, 'x')]);
+            ends.tell(&mut told, &mut cx);
+            told
+        };
         ends.post(3, 'a');
-        assert_eq!((ends.next(&mut cx), ends.next(&mut cx)), (Some((3, 'a')), None));
+        assert_eq!((told(), told()), (Vec::from([(3, 'a')]), Vec::new()));
         ends.post(5, 'b');
         ends.post(3, 'c');
         assert_eq!(woken.0.load(Ordering::Acquire), 1);
-        assert_eq!(
-            (ends.next(&mut cx), ends.next(&mut cx), ends.next(&mut cx)),
-            (Some((5, 'b')), Some((3, 'c')), None)
-        );
+        assert_eq!((told(), told()), (Vec::from([(5, 'b'), (3, 'c')]), Vec::new()));
         ends.post(0, 'd');
         assert_eq!(woken.0.load(Ordering::Acquire), 2);
     }

@@ -379,19 +379,18 @@ impl<X: Xen> Blkfront<X> {
     }
 
     /// The pages for a transfer that [`begin`](Blkfront::begin) can begin here and now, one for each of `shape` as with
-    /// [`take`](Device::take). False, and none is taken, where something has to be waited for, or is wrong.
+    /// [`take`](Device::take), `sectors` in all. False, and none is taken, where something has to be waited for, or is wrong.
     pub fn take_now(
         &self,
         way: Way,
         sector: u64,
-        shape: impl ExactSizeIterator<Item = (u8, u8)> + Clone,
+        sectors: u64,
+        mut shape: impl ExactSizeIterator<Item = (u8, u8)>,
         into: &mut Vec<Piece>,
     ) -> bool {
         let info = self.info.get();
-        let sectors = shape.clone().map(|(_, sectors)| u64::from(sectors)).sum();
         let allowed = within(sector, sectors, info.sectors).is_ok() && !(way == Way::Write && info.read_only);
         let free = self.link.borrow().as_ref().is_some_and(|link| link.is_free(shape.len()));
-        let mut shape = shape;
         allowed
             && free
             && self.pool().take_now(shape.len(), |page| {
@@ -429,7 +428,9 @@ impl<X: Xen> Device for Blkfront<X> {
     }
 
     fn give(&self, pieces: &mut Vec<Piece>) {
-        pieces.drain(..).for_each(|piece| self.pool().put(piece.page));
+        let pool = self.pool();
+        pieces.iter().for_each(|piece| pool.put(&piece.page));
+        pieces.clear();
     }
 
     async fn submit(&self, op: Op<'_>, sector: u64) -> Result<(), Error> {

@@ -7,7 +7,8 @@ use core::future::poll_fn;
 use core::task::{Poll, Waker};
 
 use protocol::blkif::{
-    Answer, Ask, Layout, RESPONSE_BYTES, SEGMENT_BYTES, SEGMENTS_MAX, Segment, Status, Way, encode, encode_segments,
+    Answer, Ask, Layout, REQUEST_BYTES, RESPONSE_BYTES, SEGMENT_BYTES, SEGMENTS_MAX, Segment, Status, Way, encode,
+    encode_segments,
 };
 use protocol::mem::Memory;
 use protocol::ring::{Front, Shape};
@@ -212,17 +213,21 @@ impl<X: Xen> Link<X> {
 
     /// A request that was sent has ended so.
     fn tell(&self, slots: &mut [Slot], slot: usize, result: Result<(), Error>) {
-        match core::mem::replace(&mut slots[slot], Slot::Done(result)) {
-            Slot::Sent(_, Waiter::Future(waker)) => waker.into_iter().for_each(Waker::wake),
-            Slot::Sent(_, Waiter::Begun(end, descriptors)) => {
-                slots[slot] = Slot::Free;
+        let Slot::Sent(_, waiter) = core::mem::replace(&mut slots[slot], Slot::Free) else {
+            unreachable!("it was sent")
+        };
+        match waiter {
+            Waiter::Future(waker) => {
+                slots[slot] = Slot::Done(result);
+                waker.into_iter().for_each(Waker::wake);
+            }
+            Waiter::Begun(end, descriptors) => {
                 self.free(slot);
                 if let Some(page) = descriptors {
                     self.put_descriptors(page);
                 }
                 end.to.post(end.number, result);
             }
-            Slot::Free | Slot::Done(_) => unreachable!("it was sent"),
         }
     }
 
@@ -281,7 +286,8 @@ impl<X: Xen> Link<X> {
         let free = self.credits.take_now(1) && (pieces.len() <= SEGMENTS_MAX || self.descriptor_credits.take_now(1));
         assert!(free, "who begins has asked before");
         if pieces.len() <= SEGMENTS_MAX {
-            let segments = self.segments(pieces);
+            let mut segments = heapless::Vec::<Segment, SEGMENTS_MAX>::new();
+            self.segments(pieces, &mut segments);
             self.put(&Ask::Transfer { way, sector, segments: &segments }, Waiter::Begun(end, None));
         } else {
             let (page, grant) = self.describe(pieces);
@@ -303,7 +309,8 @@ impl<X: Xen> Link<X> {
     async fn transfer(&self, way: Way, pieces: &[Piece], mut sector: u64) -> Result<(), Error> {
         for chunk in pieces.chunks(self.segments_max) {
             if chunk.len() <= SEGMENTS_MAX {
-                let segments = self.segments(chunk);
+                let mut segments = heapless::Vec::<Segment, SEGMENTS_MAX>::new();
+                self.segments(chunk, &mut segments);
                 self.request(&Ask::Transfer { way, sector, segments: &segments }).await?;
             } else {
                 self.indirect(way, chunk, sector).await?;
@@ -338,10 +345,15 @@ impl<X: Xen> Link<X> {
         self.descriptor_credits.put(1);
     }
 
-    fn segments(&self, pieces: &[Piece]) -> heapless::Vec<Segment, SEGMENTS_MAX> {
-        pieces.iter().map(|piece| self.segment(piece)).collect()
+    /// The pieces as segments; into a place, for they are many bytes to move.
+    #[inline]
+    fn segments(&self, pieces: &[Piece], into: &mut heapless::Vec<Segment, SEGMENTS_MAX>) {
+        for piece in pieces {
+            into.push(self.segment(piece)).expect("no more pieces than a slot has segments");
+        }
     }
 
+    #[inline]
     fn segment(&self, piece: &Piece) -> Segment {
         let grant = self.pool.grant(&piece.page).0;
         Segment::new(grant, piece.first, piece.first + piece.sectors - 1).expect("a piece lies in its page")
@@ -351,7 +363,8 @@ impl<X: Xen> Link<X> {
     fn put(&self, ask: &Ask<'_>, waiter: Waiter) -> usize {
         let slot = self.free.borrow_mut().pop().expect("a credit is a slot");
         self.slots.borrow_mut()[slot] = Slot::Sent(ask.operation(), waiter);
-        self.ring.borrow_mut().put(&encode(slot as u64, self.handle, ask));
+        let mut entry = [0; REQUEST_BYTES];
+        self.ring.borrow_mut().put(encode(slot as u64, self.handle, ask, &mut entry));
         self.unseen.raise();
         slot
     }

@@ -60,13 +60,14 @@ fn code(way: Way) -> u8 {
     }
 }
 
-/// The bytes of a request. `handle` is the disk's number, the last component of our frontend directory's name; most
-/// backends ignore it.
+/// The bytes of a request, as many as say something, made in `entry`. `handle` is the disk's number, the last component of
+/// our frontend directory's name; most backends ignore it.
 ///
 /// # Panics
 /// If there are no segments or more than fit, or the number of pages is not the one for `count`: our own numbers.
-pub fn encode(id: u64, handle: u16, ask: &Ask) -> [u8; REQUEST_BYTES] {
-    let mut entry = [0; REQUEST_BYTES];
+pub fn encode<'a>(id: u64, handle: u16, ask: &Ask, entry: &'a mut [u8; REQUEST_BYTES]) -> &'a [u8] {
+    let mut bytes = REQUEST_BYTES;
+    *entry = [0; REQUEST_BYTES];
     entry[0] = ask.operation();
     entry[2..4].copy_from_slice(&handle.to_le_bytes());
     entry[8..16].copy_from_slice(&id.to_le_bytes());
@@ -76,6 +77,7 @@ pub fn encode(id: u64, handle: u16, ask: &Ask) -> [u8; REQUEST_BYTES] {
             entry[1] = segments.len() as u8;
             entry[16..24].copy_from_slice(&sector.to_le_bytes());
             encode_segments(segments, &mut entry[24..]);
+            bytes = 24 + segments.len() * SEGMENT_BYTES;
         }
         Ask::Indirect { sector, count, pages, .. } => {
             assert!(count > 0 && pages.len() == usize::from(count.div_ceil(SEGMENTS_PER_PAGE)));
@@ -95,7 +97,7 @@ pub fn encode(id: u64, handle: u16, ask: &Ask) -> [u8; REQUEST_BYTES] {
             entry[24..32].copy_from_slice(&sectors.to_le_bytes());
         }
     }
-    entry
+    &entry[..bytes]
 }
 
 /// Writes segments, 8 bytes each, as a slot or a descriptor page holds them; the rest of `into` stays as it is.
@@ -147,20 +149,27 @@ mod tests {
         bytes
     }
 
+    /// A request as its slot would hold it, and as many of its bytes as are put there.
+    fn said(ask: &Ask) -> ([u8; REQUEST_BYTES], usize) {
+        let mut entry = [0xee; REQUEST_BYTES];
+        let said = encode(ID, 0xca00, ask, &mut entry).len();
+        (entry, said)
+    }
+
     /// The same bytes as a C program printed them from io/blkif.h.
     #[test]
     fn golden_requests() {
         let segments = [Segment::new(0xdead_beef, 0, 7).unwrap(), Segment::new(9, 3, 3).unwrap()];
         let write = Ask::Transfer { way: Way::Write, sector: 0x0102_0304_0506_0708, segments: &segments };
         let hex = "010200ca0000000088776655443322110807060504030201efbeadde00070000090000000303";
-        assert_eq!(encode(ID, 0xca00, &write), bytes(hex));
+        assert_eq!(said(&write), (bytes(hex), 40));
         let read = Ask::Indirect { way: Way::Read, sector: 0x10, count: 513, pages: &[0xa1a2_a3a4, 0xb1b2_b3b4] };
         let hex = "06000102000000008877665544332211100000000000000000ca0000a4a3a2a1b4b3b2b1";
-        assert_eq!(encode(ID, 0xca00, &read), bytes(hex));
+        assert_eq!(said(&read), (bytes(hex), REQUEST_BYTES));
         let discard = Ask::Discard { sector: 0x10, sectors: 1 << 32 };
         let hex = "050000ca00000000887766554433221110000000000000000000000001000000";
-        assert_eq!(encode(ID, 0xca00, &discard), bytes(hex));
-        assert_eq!(encode(ID, 0xca00, &Ask::Flush), bytes("030000ca000000008877665544332211"));
+        assert_eq!(said(&discard), (bytes(hex), REQUEST_BYTES));
+        assert_eq!(said(&Ask::Flush), (bytes("030000ca000000008877665544332211"), REQUEST_BYTES));
         let operations = [write, read, discard, Ask::Flush].map(|ask| ask.operation());
         assert_eq!(operations, [WRITE, READ, DISCARD, FLUSH_DISKCACHE]);
     }
@@ -200,8 +209,8 @@ mod tests {
         let segments = [Segment::new(1, 0, 7).unwrap(); 12];
         let transfer = |count| Ask::Transfer { way: Way::Read, sector: 0, segments: &segments[..count] };
         let indirect = |count, pages| Ask::Indirect { way: Way::Read, sector: 0, count, pages };
-        encode(0, 0, &transfer(11));
-        encode(0, 0, &indirect(4096, &[1; 8]));
+        assert_eq!(said(&transfer(11)).1, REQUEST_BYTES);
+        said(&indirect(4096, &[1; 8]));
         let wrong = [
             transfer(0),
             transfer(12),
@@ -212,7 +221,7 @@ mod tests {
             indirect(4097, &[1; 9]),
         ];
         for ask in wrong {
-            assert!(std::panic::catch_unwind(|| encode(0, 0, &ask)).is_err(), "{ask:?}");
+            assert!(std::panic::catch_unwind(|| said(&ask)).is_err(), "{ask:?}");
         }
     }
 }

@@ -122,7 +122,8 @@ fn ask_again(read: &Request) {
         Body::Discard { sectors } => Ask::Discard { sector, sectors: *sectors },
         Body::Segments(_) => return,
     };
-    let entry = blkif::encode(read.id, 51712, &ask);
+    let mut entry = [0; blkif::REQUEST_BYTES];
+    blkif::encode(read.id, 51712, &ask, &mut entry);
     assert_eq!(ask.operation(), read.op);
     let again = Request::decode(Layout::X86_64, &entry).expect("what we ask can be read");
     let sector = if ask == Ask::Flush { again.sector } else { read.sector };

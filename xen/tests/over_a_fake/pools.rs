@@ -24,7 +24,7 @@ fn every_page_is_lent_once_under_its_own_grant() {
         assert_eq!(fake.granted.borrow()[&pool.grant(page).0], expected);
     }
     assert_eq!(pages.iter().map(|page| page.address()).collect::<BTreeSet<_>>().len(), 4);
-    pages.drain(..).for_each(|page| pool.put(page));
+    pages.drain(..).for_each(|page| pool.put(&page));
     assert_eq!(domain.held.pages.get(), 0);
     drop(pool);
     assert_eq!((fake.granted.borrow().len(), domain.held.grants.get()), (0, 0));
@@ -43,15 +43,15 @@ fn who_wants_many_waits_and_is_not_passed() {
             let mut mine = Vec::new();
             pool.take(n, |page| mine.push(page)).await;
             order.borrow_mut().push(n);
-            mine.into_iter().for_each(|page| pool.put(page));
+            mine.iter().for_each(|page| pool.put(page));
         });
     }
     run(&domain);
     assert_eq!(*order.borrow(), [0; 0]);
-    pool.put(held.pop().unwrap());
+    pool.put(&held.pop().unwrap());
     run(&domain);
     assert_eq!(*order.borrow(), [0; 0], "one is free, three are wanted first");
-    pool.put(held.pop().unwrap());
+    pool.put(&held.pop().unwrap());
     run(&domain);
     assert_eq!((order.borrow().as_slice(), domain.held.pages.get()), (&[3, 1][..], 0));
 }
@@ -82,9 +82,9 @@ fn the_reserve_is_there_when_all_else_is_taken() {
     assert!(poll(pin!(pool.take_reserved(1, |page| kept.push(page)))).is_ready());
     assert!(poll(pin!(pool.take_reserved(1, |_| {}))).is_pending());
     assert_eq!((pool.pages(), domain.held.pages.get()), (2, 3));
-    pool.put(kept.pop().unwrap());
+    pool.put(&kept.pop().unwrap());
     assert!(poll(pin!(pool.take(1, |_| {}))).is_pending(), "what was reserved goes back to the reserve");
     assert!(poll(pin!(pool.take_reserved(1, |page| kept.push(page)))).is_ready());
-    held.into_iter().chain(kept).for_each(|page| pool.put(page));
+    held.iter().chain(&kept).for_each(|page| pool.put(page));
     assert_eq!(domain.held.pages.get(), 0);
 }
