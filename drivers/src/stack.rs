@@ -132,6 +132,11 @@ impl<X: Xen> Stack<X> {
         Ok(Stack { kind, _claims: claims, _memory: promise })
     }
 
+    /// A disk that is all in our own memory.
+    pub fn resident_in(disk: Ram) -> Self {
+        Stack { kind: Kind::Ram(disk), _claims: Vec::new(), _memory: None }
+    }
+
     /// Makes durable all that it knows, before it is let go of. A stack that was only dropped is as after a power cut.
     pub async fn close(&self) -> Result<(), Error> {
         match &self.kind {

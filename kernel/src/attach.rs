@@ -161,7 +161,7 @@ async fn disk<X: Xen>(shared: Rc<Shared<X>>, key: Key, signal: Rc<Signal>) {
         }
     }
     shared.vbds.0.borrow_mut().remove(&key);
-    shared.domain.held.changed.raise();
+    shared.domain.changed.raise();
 }
 
 #[cfg(test)]

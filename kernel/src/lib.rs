@@ -7,6 +7,7 @@
 //! - [`minor`]: an image that is open, held or closed under its rings
 //! - [`vbd`]: one disk: handshake, properties, end
 //! - [`queue`]: its ring: turns, back-pressure, events
+//! - [`crew`]: the vCPUs; `seat`: a ring that another than the first serves
 //! - [`request`]: one request from its parsing to its answer; shorter ways: `resident` of those that wait for nothing,
 //!   `straight` of those that wait for a lower disk alone; `sheet`: what requests note down
 //! - [`control`]: tapdisk's messages; [`failures`]: what its clients are told unasked
@@ -18,13 +19,14 @@
 extern crate alloc;
 
 use alloc::rc::Rc;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
 
 use control::Channel;
+use crew::{Crew, Rota};
 use drivers::device::lowers::Lowers;
 use xen::domain::Domain;
-use xen::memory::Budget;
 use xen::patience::Patience;
 use xen::port::{Instant, Stop, Xen};
 use xen::store::Store;
@@ -32,6 +34,7 @@ use xen::sync::Signal;
 
 pub mod attach;
 pub mod control;
+pub mod crew;
 pub mod failures;
 pub mod minor;
 pub mod power;
@@ -40,6 +43,7 @@ pub mod quiet;
 pub mod report;
 pub mod request;
 mod resident;
+mod seat;
 mod sheet;
 pub mod stats;
 mod straight;
@@ -47,8 +51,11 @@ pub mod vbd;
 
 /// What all tasks of the domain share.
 pub struct Shared<X: Xen> {
-    /// The hypervisor and the executor.
+    /// The hypervisor and the executor of the first vCPU.
     pub domain: Rc<Domain<X>>,
+    /// All vCPUs.
+    pub crew: Arc<Crew>,
+    pub(crate) rota: Rota,
     /// Xenstore.
     pub store: Store<X>,
     /// The disks below us.
@@ -81,14 +88,16 @@ pub enum Turn {
 /// Tasks polled between two looks at events.
 const TASKS_PER_TURN: usize = 32;
 
-/// Starts the domain's tasks; nothing runs before the first turn. `memory` tells the bytes of the heap in use, and in
-/// all; `channels` are those of the control plane.
-pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize), channels: Vec<Channel>) -> Tapdom<X> {
-    let domain = Domain::new(xen, Budget::new(memory));
+/// Starts the domain's tasks on the first vCPU of the crew; nothing runs before the first turn. `channels` are those of
+/// the control plane.
+pub fn start<X: Xen>(xen: X, crew: &Arc<Crew>, channels: Vec<Channel>) -> Tapdom<X> {
+    let domain = crew.domain(xen, 0);
     let store = Store::connect(&domain);
     let lowers = Lowers::new(&domain, &store);
     let shared = Rc::new(Shared {
         domain: domain.clone(),
+        crew: crew.clone(),
+        rota: Rota::default(),
         store,
         lowers,
         vbds: attach::Vbds::default(),
@@ -121,14 +130,8 @@ pub fn start<X: Xen>(xen: X, memory: fn() -> (usize, usize), channels: Vec<Chann
 impl<X: Xen> Tapdom<X> {
     /// Hands out events and lets some ready tasks run, in the order `choose` wants (it names one of so many).
     pub fn turn_with(&self, choose: &mut dyn FnMut(usize) -> usize) -> Turn {
-        let domain = &self.0.domain;
-        domain.look();
-        let ran = (0..TASKS_PER_TURN).take_while(|_| domain.exec.turn(choose)).count();
-        match (self.0.stop.get(), ran) {
-            (Some(stop), _) => Turn::Stop(stop),
-            (None, 0) => Turn::Idle(domain.timers.next()),
-            (None, _) => Turn::Busy,
-        }
+        let turn = turn(&self.0.domain, choose);
+        self.0.stop.get().map_or(turn, Turn::Stop)
     }
 
     /// As [`turn_with`](Tapdom::turn_with), first come, first served.
@@ -141,15 +144,23 @@ impl<X: Xen> Tapdom<X> {
         &self.0
     }
 
-    /// What we hold of the hypervisor.
-    pub fn held(&self) -> &xen::domain::Held {
-        &self.0.domain.held
+    /// What all vCPUs hold of the hypervisor.
+    pub fn held(&self) -> crew::Holds {
+        self.0.crew.holds()
     }
 }
 
-/// Runs the domain to its end.
-pub fn run<X: Xen>(xen: X, memory: fn() -> (usize, usize), channels: Vec<Channel>) -> ! {
-    let tapdom = start(xen, memory, channels);
+/// A vCPU's turn: events, and some of the ready tasks. Who is idle has lain down, and is kicked by whoever wakes a task.
+fn turn<X: Xen>(domain: &Domain<X>, choose: &mut dyn FnMut(usize) -> usize) -> Turn {
+    domain.exec.rise();
+    domain.look();
+    let ran = (0..TASKS_PER_TURN).take_while(|_| domain.exec.turn(choose)).count();
+    if ran == 0 && domain.exec.lie_down() { Turn::Idle(domain.timers.next()) } else { Turn::Busy }
+}
+
+/// Runs the first vCPU to the domain's end.
+pub fn run<X: Xen>(xen: X, crew: &Arc<Crew>, channels: Vec<Channel>) -> ! {
+    let tapdom = start(xen, crew, channels);
     loop {
         match tapdom.turn() {
             Turn::Busy => {}

@@ -15,6 +15,7 @@ use core::task::Context;
 use protocol::errno::Errno;
 
 use drivers::device::lowers::Lowers;
+use drivers::device::ram::Ram;
 use drivers::disk::{Device, Error, Info};
 use drivers::stack::Stack;
 use drivers::target::OpenError;
@@ -28,6 +29,7 @@ use xen::sync::{Bell, Listener};
 use crate::attach::Key;
 use crate::failures::{Failures, Last};
 use crate::queue::Handle;
+use crate::seat::{Follows, Seat};
 use crate::stats::Stats;
 
 /// Who made a minor.
@@ -59,6 +61,12 @@ pub struct Minor<X: Xen> {
     pub rings: RefCell<Vec<Rc<Handle>>>,
     /// What happened on it.
     pub stats: Rc<Stats>,
+    /// Its rings that other vCPUs serve.
+    pub(crate) seats: RefCell<Vec<Rc<Seat>>>,
+    /// Counts what they were told.
+    word: Cell<u64>,
+    /// Rings when they told what they had done.
+    pub(crate) counted: Bell,
     /// Rings when the state changed, or the last request in flight ended.
     pub changed: Bell,
     /// By cause: the store said so, it was gone, it was full, the image is damaged, any other.
@@ -115,24 +123,7 @@ impl<X: Xen> Minors<X> {
             // There are fewer than there are numbers.
             None => (0..MINORS_MAX).find(|number| !minors.contains_key(number)).unwrap_or(0),
         };
-        let minor = Rc::new(Minor {
-            number,
-            by,
-            name: RefCell::default(),
-            read_only: Cell::new(false),
-            state: Cell::new(State::Attached),
-            stack: RefCell::default(),
-            info: Cell::new(None),
-            life: Cell::new(0),
-            works: Cell::new(0),
-            in_flight: Cell::new(0),
-            users: Cell::new(0),
-            rings: RefCell::default(),
-            stats: Rc::default(),
-            changed: Bell::default(),
-            failed: Default::default(),
-            registry: Rc::downgrade(self),
-        });
+        let minor = Minor::new(number, by, Rc::downgrade(self));
         minors.insert(number, minor.clone());
         Ok(minor)
     }
@@ -159,6 +150,84 @@ impl<X: Xen> Minors<X> {
 }
 
 impl<X: Xen> Minor<X> {
+    fn new(number: u16, by: By, registry: Weak<Minors<X>>) -> Rc<Self> {
+        Rc::new(Minor {
+            number,
+            by,
+            name: RefCell::default(),
+            read_only: Cell::new(false),
+            state: Cell::new(State::Attached),
+            stack: RefCell::default(),
+            info: Cell::new(None),
+            life: Cell::new(0),
+            works: Cell::new(0),
+            in_flight: Cell::new(0),
+            users: Cell::new(0),
+            rings: RefCell::default(),
+            stats: Rc::default(),
+            seats: RefCell::default(),
+            word: Cell::new(0),
+            counted: Bell::default(),
+            changed: Bell::default(),
+            failed: Default::default(),
+            registry,
+        })
+    }
+
+    /// What stands for a minor on another vCPU.
+    pub(crate) fn mirror(follows: &Follows) -> Rc<Self> {
+        let minor = Minor::new(follows.number, By::Message, Weak::new());
+        minor.follow(follows);
+        minor
+    }
+
+    /// Stands as the minor does for which it stands.
+    pub(crate) fn follow(&self, follows: &Follows) {
+        self.life.set(follows.life);
+        *self.stack.borrow_mut() = follows.disk.as_ref().map(|disk| Rc::new(Stack::resident_in(disk.clone())));
+        self.enter(follows.state);
+    }
+
+    /// Nothing is in flight: a disk that is being closed is nobody's here from now on.
+    pub(crate) fn let_disk_go(&self) {
+        if self.state.get() == State::Closing {
+            self.stack.borrow_mut().take();
+        }
+    }
+
+    /// How it stands, for those who follow it.
+    pub(crate) fn follows(&self) -> Follows {
+        let (word, number, state, life) = (self.word.get(), self.number, self.state.get(), self.life.get());
+        Follows { word, number, state, life, disk: self.disk() }
+    }
+
+    /// Its disk, if that is all in our own memory: what other vCPUs can serve.
+    pub fn disk(&self) -> Option<Ram> {
+        self.stack.borrow().as_ref().and_then(|stack| stack.resident().cloned())
+    }
+
+    /// Rings that other vCPUs serve.
+    pub fn seated(&self) -> usize {
+        self.seats.borrow().len()
+    }
+
+    /// A ring that another vCPU served has ended.
+    pub(crate) fn stand_up(&self, seat: &Rc<Seat>) {
+        self.seats.borrow_mut().retain(|other| !Rc::ptr_eq(other, seat));
+    }
+
+    /// What was done on all its rings, those that other vCPUs serve included.
+    pub async fn total(&self) -> Stats {
+        let mut counted = self.counted.listen();
+        let asked: Vec<_> = self.seats.borrow().iter().map(|seat| (seat.clone(), seat.ask())).collect();
+        while asked.iter().any(|(seat, asked)| !seat.has_told(*asked)) {
+            counted.wait().await;
+        }
+        let total = self.stats.copy();
+        self.seats.borrow().iter().for_each(|seat| total.add(&seat.stats.borrow()));
+        total
+    }
+
     /// Its number.
     pub fn number(&self) -> u16 {
         self.number
@@ -326,6 +395,11 @@ impl<X: Xen> Minor<X> {
             let text = format!("target \"{name}\": {new} sectors, but minor {} has {old}", self.number);
             return Err(OpenError::new(Errno::EMEDIUMTYPE, text));
         }
+        if stack.resident().is_none() && !self.seats.borrow().is_empty() {
+            let text =
+                format!("target \"{name}\": not in memory, but other vCPUs serve rings of minor {}", self.number);
+            return Err(OpenError::new(Errno::EMEDIUMTYPE, text));
+        }
         let writes = |info: Info| !info.read_only && !self.is_read_only();
         if stack.info().read_only && self.info.get().is_some_and(writes) {
             // Guests were told that they may write; they would lose all they did.
@@ -367,8 +441,9 @@ impl<X: Xen> Minor<X> {
 
     /// Waits while this message is at work and requests are in flight.
     async fn drained(&self, work: u64) {
-        let mut changed = self.changed.listen();
-        while self.in_flight.get() > 0 && self.is_at_work(work) {
+        let (mut changed, word) = (self.changed.listen(), self.word.get());
+        let drained = || self.in_flight.get() == 0 && self.seats.borrow().iter().all(|seat| seat.is_drained(word));
+        while !drained() && self.is_at_work(work) {
             changed.wait().await;
         }
     }
@@ -398,6 +473,8 @@ impl<X: Xen> Minor<X> {
 
     fn enter(&self, state: State) {
         self.state.set(state);
+        self.word.set(self.word.get() + 1);
+        self.seats.borrow().iter().for_each(|seat| seat.follow(self.follows()));
         self.changed.ring();
     }
 

@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
 use core::future::poll_fn;
+use core::ops::Deref;
 use core::task::{Context, Poll};
 
 use protocol::blkif::{self, Body, Layout, REQUEST_BYTES, Rejected, Request};
@@ -25,38 +26,44 @@ use crate::request::{Answer, Desk};
 use crate::stats::{RingStats, add};
 use crate::straight::Flights;
 
-/// How a queue is told to end, and how it tells that something is wrong.
-pub struct Handle {
-    /// Whose ring it is.
+/// Whose ring it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whose {
+    /// The guest.
     pub guest: DomId,
     /// The disk's number there.
     pub device: u32,
-    /// The ring's pages.
-    pub pages: u32,
+    /// Which of the disk's rings.
+    pub queue: u16,
     /// Whether a message connected it.
     pub by_message: bool,
     /// Of which life of its minor it is ([`Minor::life`](crate::minor::Minor::life)).
     pub life: u64,
+}
+
+/// How a queue is told to end, and how it tells that something is wrong.
+pub struct Handle {
+    /// Whose ring it is.
+    pub whose: Whose,
+    /// The ring's pages.
+    pub pages: u32,
     /// What happened on it.
     pub stats: RingStats,
     stop: Cell<bool>,
     stopped: Signal,
     /// The ring and the port are let go of.
-    let_go: Bell,
-    ended: Bell,
+    pub(crate) let_go: Bell,
+    pub(crate) ended: Bell,
     /// The ring makes no sense; raised once. The queue takes nothing more.
     pub broken: Signal,
 }
 
 impl Handle {
-    /// For a ring of this guest and device, which was told what the image is in this life of the minor.
-    pub fn new(guest: DomId, device: u32, pages: u32, by_message: bool, life: u64) -> Rc<Self> {
+    /// For a ring of so many pages.
+    pub fn new(whose: Whose, pages: u32) -> Rc<Self> {
         Rc::new(Handle {
-            guest,
-            device,
+            whose,
             pages,
-            by_message,
-            life,
             stats: RingStats::default(),
             stop: Cell::new(false),
             stopped: Signal::default(),
@@ -88,9 +95,30 @@ impl Handle {
         self.stop.get()
     }
 
-    fn stop(&self) {
+    /// Tells it to end, without waiting for that.
+    pub fn stop(&self) {
         self.stop.set(true);
         self.stopped.raise();
+    }
+
+    /// Ready when it was told to end, once.
+    pub(crate) fn poll_stopped(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stopped.poll(cx)
+    }
+
+    /// The ring and the port are let go of.
+    pub(crate) fn has_let_go(&self) {
+        if self.let_go.rung() == 0 {
+            self.let_go.ring();
+        }
+    }
+}
+
+impl Deref for Handle {
+    type Target = Whose;
+
+    fn deref(&self) -> &Whose {
+        &self.whose
     }
 }
 
@@ -99,6 +127,16 @@ async fn once(bell: &Bell) {
     if bell.rung() == 0 {
         bell.listen().wait().await
     }
+}
+
+/// What a frontend says of a ring of its.
+pub struct Offer {
+    /// The grants of its pages, in order.
+    pub grants: Vec<u32>,
+    /// The port that it opened for us.
+    pub port: u32,
+    /// How requests are laid out.
+    pub layout: Layout,
 }
 
 /// The guest's ring.
@@ -220,8 +258,8 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
                 ring = None;
                 desk.let_go();
             }
-            if ring.is_none() && handle.let_go.rung() == 0 {
-                handle.let_go.ring();
+            if ring.is_none() {
+                handle.has_let_go();
             }
             // A held disk leaves new requests where they are.
             let held = desk.minor.is_held(handle.life, &mut changed, cx);

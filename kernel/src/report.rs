@@ -54,15 +54,15 @@ impl Errors {
 pub async fn counters<X: Xen>(shared: Rc<Shared<X>>) {
     let mut told = String::new();
     loop {
-        let held = &shared.domain.held;
+        let held = shared.crew.holds();
         let now = format!(
             "vbds={} mappings={} grants={} ports={} pages={} nodes={}",
             shared.vbds.count(),
-            held.mappings.get(),
-            held.grants.get(),
-            held.ports.get(),
-            held.pages.get(),
-            held.nodes.get()
+            held.mappings,
+            held.grants,
+            held.ports,
+            held.pages,
+            held.nodes
         );
         if now != told {
             match shared.store.write("data/counters", &now).await {
@@ -74,7 +74,7 @@ pub async fn counters<X: Xen>(shared: Rc<Shared<X>>) {
             shared.domain.sleep(PAUSE).await;
             continue;
         }
-        shared.domain.held.changed.wait().await;
+        shared.domain.changed.wait().await;
     }
 }
 

@@ -81,10 +81,11 @@ impl Causes {
 
     /// All of them.
     pub fn sum(&self) -> u64 {
+        self.each().into_iter().map(Cell::get).fold(0, u64::wrapping_add)
+    }
+
+    fn each(&self) -> [&Cell<u64>; 5] {
         [&self.medium, &self.gone, &self.full, &self.corrupt, &self.other]
-            .into_iter()
-            .map(Cell::get)
-            .fold(0, u64::wrapping_add)
     }
 }
 
@@ -107,6 +108,56 @@ pub struct RingStats {
     pub no_memory: Cell<u64>,
     /// Requests that the store failed.
     pub failed: Cell<u64>,
+}
+
+impl Operation {
+    fn add(&self, other: &Operation) {
+        add(&self.done, other.done.get());
+        add(&self.sectors, other.sectors.get());
+        add(&self.failed_sectors, other.failed_sectors.get());
+        self.latency.borrow_mut().add(&other.latency.borrow());
+    }
+}
+
+impl Stats {
+    /// Adds all counts of another's.
+    pub fn add(&self, other: &Stats) {
+        self.reads.add(&other.reads);
+        self.writes.add(&other.writes);
+        self.flushes.add(&other.flushes);
+        self.discards.add(&other.discards);
+        add(&self.copied, other.copied.get());
+        add(&self.rejected, other.rejected.get());
+        add(&self.grants_refused, other.grants_refused.get());
+        add(&self.no_memory, other.no_memory.get());
+        self.store.each().into_iter().zip(other.store.each()).for_each(|(here, there)| add(here, there.get()));
+    }
+
+    /// The same counts once more.
+    pub fn copy(&self) -> Stats {
+        let copy = Stats::default();
+        copy.add(self);
+        copy
+    }
+}
+
+impl RingStats {
+    fn each(&self) -> [&Cell<u64>; 8] {
+        let RingStats { requests, answers, kicks_in, kicks_out, rejected, grants_refused, no_memory, failed } = self;
+        [requests, answers, kicks_in, kicks_out, rejected, grants_refused, no_memory, failed]
+    }
+
+    /// Makes all counts those of another.
+    pub fn set(&self, other: &RingStats) {
+        self.each().into_iter().zip(other.each()).for_each(|(here, there)| here.set(there.get()));
+    }
+
+    /// The same counts once more.
+    pub fn copy(&self) -> RingStats {
+        let copy = RingStats::default();
+        copy.set(self);
+        copy
+    }
 }
 
 /// Adds to a count.

@@ -23,7 +23,8 @@ use protocol::session::State as Stands;
 use protocol::xenbus::{Back, Do, Phase, Seen, State};
 use protocol::xenstore::{Reason, valid_path};
 use xen::kept::Kept;
-use xen::limits::{MEMORY_PER_RING, RING_ORDER, SEGMENTS_INDIRECT};
+use xen::limits::{MEMORY_PER_RING, QUEUES, RING_ORDER, SEGMENTS_INDIRECT};
+use xen::memory::Promise;
 use xen::patience::Patience;
 use xen::port::{Instant, Xen};
 use xen::store::{Nodes, Store, Watch};
@@ -32,10 +33,11 @@ use xen::trace::{self, Event};
 
 use crate::Shared;
 use crate::attach::Key;
-use crate::minor::{By, User};
-use crate::queue::{self, Handle, Ring};
+use crate::minor::{By, Minor, User};
+use crate::queue::{self, Handle, NoRing, Offer, Ring, Whose};
 use crate::quiet::Quiet;
 use crate::request::Desk;
+use crate::seat::{self, Terms};
 
 /// How long a state stands that libxl waits for: InitWait of a new disk before Connected, Closed before the directory
 /// goes. libxl reads our state some time after its watch fired, and takes a disk that it did not see in that state for a
@@ -53,7 +55,10 @@ pub struct Vbd<X: Xen> {
     back: Back,
     nodes: Nodes<X>,
     minor: Option<User<X>>,
-    queue: Option<Rc<Handle>>,
+    /// Its rings.
+    queues: Vec<Rc<Handle>>,
+    /// How many were offered.
+    queues_max: u32,
     lines: Quiet,
     /// The toolstack has just made the directory, and waits for InitWait.
     begun: bool,
@@ -83,6 +88,10 @@ fn fatal(errno: Errno, text: impl Into<String>) -> Trouble {
     Trouble::Fatal(OpenError::new(errno, text))
 }
 
+fn refused(what: &str) -> Trouble {
+    fatal(Errno::EINVAL, format!("the frontend's {what}"))
+}
+
 /// Serves the disk of this directory until the directory is gone. `changed` is raised when something below it changed.
 pub async fn run<X: Xen>(shared: &Rc<Shared<X>>, key: Key, changed: &Signal) -> Result<(), Reason> {
     let mut vbd = Vbd {
@@ -93,7 +102,8 @@ pub async fn run<X: Xen>(shared: &Rc<Shared<X>>, key: Key, changed: &Signal) -> 
         back: Back::new(),
         nodes: Nodes::new(&shared.domain),
         minor: None,
-        queue: None,
+        queues: Vec::new(),
+        queues_max: 1,
         lines: Quiet::new(shared.domain.xen.now()),
         begun: false,
         untold: None,
@@ -200,10 +210,10 @@ impl<X: Xen> Vbd<X> {
     /// Waits until one of those moves whose word the next step depends on.
     async fn wait(&mut self, watch: &Watch<X>, changed: &Signal) -> Result<(), Reason> {
         let connected = self.back.phase() == Phase::Connected;
-        let (queue, minor) =
-            (self.queue.clone(), self.minor.as_ref().filter(|_| connected).map(|user| Rc::clone(user)));
+        let (queues, minor) =
+            (self.queues.clone(), self.minor.as_ref().filter(|_| connected).map(|user| Rc::clone(user)));
         let mut moved = minor.as_ref().map(|minor| minor.changed.listen());
-        let life = queue.as_ref().map(|queue| queue.life);
+        let life = queues.first().map(|queue| queue.life);
         if let Some(minor) = minor.as_ref().filter(|minor| life.is_some_and(|life| life != minor.life())) {
             // Its ring stays for the guest to close in order; what it asks meanwhile gets errors.
             return self.give_up(OpenError::new(Errno::ENODEV, format!("minor {} was closed", minor.number()))).await;
@@ -218,9 +228,8 @@ impl<X: Xen> Vbd<X> {
         // Who waits holds no image: another may be opened in its place.
         drop(stack);
         let broken = poll_fn(|cx| {
-            if let Some(queue) = &queue
-                && queue.broken.poll(cx).is_ready()
-            {
+            // All are asked: each must know whom to wake.
+            if queues.iter().filter(|queue| queue.broken.poll(cx).is_ready()).count() > 0 {
                 return Poll::Ready(true);
             }
             let nodes = watch.poll(cx).is_ready() | changed.poll(cx).is_ready();
@@ -325,10 +334,16 @@ impl<X: Xen> Vbd<X> {
         if self.minor.is_none() {
             self.minor = Some(self.open().await?);
         }
-        let nodes = vec_of([
+        let mut nodes = vec_of([
             (keys::MAX_RING_PAGE_ORDER, RING_ORDER.to_string()),
             (keys::FEATURE_MAX_INDIRECT_SEGMENTS, SEGMENTS_INDIRECT.to_string()),
         ]);
+        // A vCPU each; where all rings would be served by one, several are of no use.
+        let shared_out = self.minor.as_ref().is_some_and(|minor| minor.disk().is_some());
+        self.queues_max = if shared_out { self.shared.crew.vcpus().min(QUEUES) as u32 } else { 1 };
+        if self.queues_max > 1 {
+            nodes.push((keys::MULTI_QUEUE_MAX_QUEUES, self.queues_max.to_string()));
+        }
         if self.say(State::InitWait, nodes).await? {
             self.back.published();
             self.note(Event::Published);
@@ -376,15 +391,16 @@ impl<X: Xen> Vbd<X> {
         Ok(user)
     }
 
-    /// Takes the frontend's ring, tells the disk's properties, says Connected.
+    /// Takes the frontend's rings, tells the disk's properties, says Connected.
     async fn connect(&mut self) -> Result<(), Trouble> {
         let minor = match &self.minor {
             Some(user) => Rc::clone(user),
             None => return self.publish().await,
         };
+        let offers = self.read_rings().await?;
         let memory = &self.shared.domain.memory;
-        let memory = memory.promise(MEMORY_PER_RING).ok_or_else(|| fatal(Errno::ENOMEM, format!("{memory}")))?;
-        let ring = self.take_ring().await?;
+        let promises: Option<Vec<_>> = offers.iter().map(|_| memory.promise(MEMORY_PER_RING)).collect();
+        let promises = promises.ok_or_else(|| fatal(Errno::ENOMEM, format!("{memory}")))?;
         let persistent = self.front_text(keys::FEATURE_PERSISTENT).await?.as_deref() == Some("1");
         let closed = || fatal(Errno::ENODEV, format!("minor {} has no image", minor.number()));
         // What is told now is true of this life; that the image is closed while we tell it is seen later by that.
@@ -395,55 +411,116 @@ impl<X: Xen> Vbd<X> {
         let wanted = store.read_if_there(&self.node(keys::DISCARD_ENABLE)).await?.as_deref() != Some("0");
         let info = Info { discard: info.discard.filter(|_| wanted && !read_only), ..info };
         let cdrom = store.read_if_there(&self.node(keys::DEVICE_TYPE)).await?.as_deref() == Some("cdrom");
-        if let Some(dwell) = self.dwell.take() {
+        let nodes = properties(info, read_only, cdrom);
+        let terms = Terms { read_only, discard: info.discard.is_some(), persistent };
+        let mut here = Vec::new();
+        let mut taken = Ok(());
+        for (offer, memory) in offers.into_iter().zip(promises) {
+            self.note(Event::Connected(offer.grants.len() as u32));
+            taken = self.take_ring(&minor, life, offer, terms, memory, &mut here).await;
+            if taken.is_err() {
+                break;
+            }
+        }
+        if let Some(dwell) = self.dwell.take().filter(|_| taken.is_ok()) {
             self.shared.domain.timers.sleep(dwell).await;
         }
-        let nodes = properties(info, read_only, cdrom);
-        let handle = Handle::new(self.key.domain, self.key.device, ring.pages, false, life);
-        let kept = persistent.then(|| Kept::new(&self.shared.domain, self.key.domain));
-        let desk = Desk::new(minor, handle.clone(), memory, read_only, info.discard.is_some(), kept);
-        if self.say(State::Connected, nodes).await? {
-            self.sectors = info.sectors;
-            self.queue = Some(handle.clone());
-            let domain = &self.shared.domain;
-            domain.exec.spawn(queue::start(domain.clone(), Rc::new(desk), ring, handle));
-            self.back.connected();
-            self.say_log(Level::Info, format_args!("connected{}", if read_only { ", read-only" } else { "" }));
-            self.shared.domain.held.changed.raise();
+        let said = match taken {
+            Ok(()) => self.say(State::Connected, nodes).await.map_err(Trouble::from),
+            Err(no) => Err(refused(&format!("{no}"))),
+        };
+        if !matches!(said, Ok(true)) {
+            // What is served here has not begun; what is served elsewhere has.
+            for (handle, ..) in here {
+                self.queues.retain(|other| !Rc::ptr_eq(other, &handle));
+            }
+            self.end_queues().await;
+            return said.map(drop);
         }
+        let domain = &self.shared.domain;
+        for (handle, ring, desk) in here {
+            domain.exec.spawn(queue::start(domain.clone(), Rc::new(desk), ring, handle));
+        }
+        self.sectors = info.sectors;
+        self.back.connected();
+        let (rings, mode) = (self.queues.len(), if read_only { ", read-only" } else { "" });
+        let rings = if rings > 1 { format!(", {rings} rings") } else { String::new() };
+        self.say_log(Level::Info, format_args!("connected{mode}{rings}"));
+        self.shared.domain.changed.raise();
         Ok(())
     }
 
-    /// Reads the frontend's keys, maps its ring and binds its port.
-    async fn take_ring(&self) -> Result<Ring<X>, Trouble> {
-        let refused = |what: &str| fatal(Errno::EINVAL, format!("the frontend's {what}"));
-        if self.front_number(keys::MULTI_QUEUE_NUM_QUEUES).await?.unwrap_or(1) != 1 {
-            return Err(refused("multi-queue-num-queues is not 1, the most that was offered"));
+    /// Takes a ring, here or on the vCPU whose turn it is. What is taken here is put into `here`, to be served once the
+    /// frontend was told.
+    async fn take_ring(
+        &mut self,
+        minor: &Rc<Minor<X>>,
+        life: u64,
+        offer: Offer,
+        terms: Terms,
+        memory: Promise,
+        here: &mut Vec<(Rc<Handle>, Ring<X>, Desk<X>)>,
+    ) -> Result<(), NoRing> {
+        let Key { domain: guest, device, .. } = self.key;
+        let whose = Whose { guest, device, queue: self.queues.len() as u16, by_message: false, life };
+        let handle = Handle::new(whose, offer.grants.len() as u32);
+        let shared = &self.shared;
+        match if minor.disk().is_some() { shared.rota.next(&shared.crew) } else { 0 } {
+            0 => {
+                let ring = Ring::take(&shared.domain, guest, &offer.grants, offer.port, offer.layout)?;
+                let kept = terms.persistent.then(|| Kept::new(&shared.domain, guest));
+                let Terms { read_only, discard, .. } = terms;
+                let desk = Desk::new(minor.clone(), handle.clone(), memory, read_only, discard, kept);
+                here.push((handle.clone(), ring, desk));
+            }
+            vcpu => seat::begin(shared, vcpu, minor, &handle, offer, (terms, memory)).await?,
         }
+        self.queues.push(handle);
+        Ok(())
+    }
+
+    /// Reads what the frontend says of its rings.
+    async fn read_rings(&self) -> Result<Vec<Offer>, Trouble> {
         let protocol = self.front_text(keys::PROTOCOL).await?;
         let layout = Layout::of_protocol(protocol.as_deref()).ok_or_else(|| refused("protocol is not known"))?;
-        let port = self.front_number(keys::EVENT_CHANNEL).await?;
-        let port = port.ok_or_else(|| refused("event-channel is missing or no number"))?;
+        let order = self.front_number(keys::RING_PAGE_ORDER).await?;
+        if order.is_some_and(|order| order > RING_ORDER) {
+            return Err(refused("ring-page-order is more than was offered"));
+        }
+        let queues = self.front_number(keys::MULTI_QUEUE_NUM_QUEUES).await?.unwrap_or(1);
+        if queues == 0 || queues > self.queues_max {
+            let text =
+                format!("multi-queue-num-queues is not from 1 to {}, the most that was offered", self.queues_max);
+            return Err(refused(&text));
+        }
+        let mut offers = Vec::new();
+        for queue in 0..queues {
+            let place = if queues == 1 { String::new() } else { format!("queue-{queue}/") };
+            offers.push(self.read_ring(&place, layout, order).await?);
+        }
+        Ok(offers)
+    }
+
+    async fn read_ring(&self, place: &str, layout: Layout, order: Option<u32>) -> Result<Offer, Trouble> {
+        let port = self.front_number(&format!("{place}{}", keys::EVENT_CHANNEL)).await?;
+        let port = port.ok_or_else(|| refused(&format!("{place}event-channel is missing or no number")))?;
+        let plain = format!("{place}{}", keys::RING_REF);
         let mut refs = Vec::new();
-        match self.front_number(keys::RING_PAGE_ORDER).await? {
-            Some(order) if order > RING_ORDER => return Err(refused("ring-page-order is more than was offered")),
+        match order {
             Some(order) => {
                 for page in 0..1 << order {
-                    refs.push(self.front_number(&keys::ring_ref(page)).await?);
+                    refs.push(self.front_number(&format!("{place}{}", keys::ring_ref(page))).await?);
                 }
             }
-            None => refs.push(self.front_number(keys::RING_REF).await?),
+            None => refs.push(self.front_number(&plain).await?),
         }
         // Linux writes the order only with more than one page, others write order 0 with the plain key.
         if refs == [None] {
-            refs = alloc::vec![self.front_number(keys::RING_REF).await?];
+            refs = alloc::vec![self.front_number(&plain).await?];
         }
         let grants: Option<Vec<_>> = refs.into_iter().collect();
-        let grants = grants.ok_or_else(|| refused("ring-ref is missing or no number"))?;
-        let ring = Ring::take(&self.shared.domain, self.key.domain, &grants, port, layout);
-        let ring = ring.map_err(|no| refused(&format!("{no}")))?;
-        self.note(Event::Connected(grants.len() as u32));
-        Ok(ring)
+        let grants = grants.ok_or_else(|| refused(&format!("{place}ring-ref is missing or no number")))?;
+        Ok(Offer { grants, port, layout })
     }
 
     async fn front_text(&self, key: &str) -> Result<Option<String>, Trouble> {
@@ -510,10 +587,19 @@ impl<X: Xen> Vbd<X> {
         Ok(self.back.phase() == Phase::Closing && online.as_deref() == Some("1"))
     }
 
-    /// Ends the queue: ring and port at once, then what is in flight.
+    /// Ends the queues: rings and ports at once, then what is in flight.
+    async fn end_queues(&mut self) -> bool {
+        self.queues.iter().for_each(|queue| queue.stop());
+        for queue in &self.queues {
+            queue.ended().await;
+        }
+        let any = !self.queues.is_empty();
+        self.queues.clear();
+        any
+    }
+
     async fn let_go(&mut self) {
-        if let Some(queue) = self.queue.take() {
-            queue.end().await;
+        if self.end_queues().await {
             self.note(Event::Disconnected(0));
             if let Some(minor) = &self.minor {
                 self.say_log(Level::Info, format_args!("disconnected: {}", minor.stats));
@@ -522,7 +608,7 @@ impl<X: Xen> Vbd<X> {
                     self.say_log(Level::Error, format_args!("what was not flushed is lost: {error}"));
                 }
             }
-            self.shared.domain.held.changed.raise();
+            self.shared.domain.changed.raise();
         }
     }
 

@@ -8,6 +8,8 @@
 
 extern crate alloc;
 
+#[path = "../../xen/src/across.rs"]
+pub mod across;
 #[path = "../../xen/src/exec.rs"]
 pub mod exec;
 #[path = "../../xen/src/sync.rs"]
@@ -18,7 +20,7 @@ pub mod memory;
 /// What `xen::atomic` is, for loom.
 pub mod atomic {
     use loom::sync::MutexGuard;
-    pub use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
     /// A lock that is taken as `spin`'s is.
     #[derive(Default)]

@@ -8,6 +8,7 @@ use std::task::{Poll, Waker};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::thread;
+use model::across::Word;
 use model::exec::Executor;
 use model::sync::Slots;
 
@@ -39,6 +40,55 @@ fn a_task_that_is_woken_twice_sees_the_second_reason() {
         other.join().expect("it lives");
         run(&exec);
         assert_eq!(exec.tasks(), 0, "a lost wake-up");
+    });
+}
+
+/// Who sleeps has looked after saying that it would, and whoever wakes a task has looked at that after queueing it.
+#[test]
+fn who_lies_down_sees_the_task_or_is_kicked() {
+    loom::model(|| {
+        let exec = Executor::default();
+        let (news, waker) = (Arc::new(AtomicU32::new(0)), Rc::new(Cell::new(None::<Waker>)));
+        let kicks = std::sync::Arc::new(AtomicU32::new(0));
+        let counted = kicks.clone();
+        exec.kicked_by(std::sync::Arc::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }));
+        let (seen, handed) = (news.clone(), waker.clone());
+        exec.spawn(poll_fn(move |cx| {
+            handed.set(Some(cx.waker().clone()));
+            if seen.load(Ordering::Relaxed) == 1 { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        run(&exec);
+        let waker = waker.take().expect("it was polled");
+        let other = thread::spawn(move || {
+            news.store(1, Ordering::Relaxed);
+            waker.wake();
+        });
+        run(&exec);
+        let sleeps = exec.lie_down();
+        other.join().expect("it lives");
+        assert!(!sleeps || exec.tasks() == 0 || kicks.load(Ordering::Relaxed) == 1, "it sleeps, and a task is ready");
+        exec.rise();
+        run(&exec);
+        assert_eq!(exec.tasks(), 0, "a lost wake-up");
+    });
+}
+
+/// A word that another vCPU says is heard, whenever it is waited for.
+#[test]
+fn a_word_is_heard() {
+    loom::model(|| {
+        let exec = Executor::default();
+        let word = std::sync::Arc::new(Word::default());
+        let (said, heard) = (word.clone(), Rc::new(Cell::new(0)));
+        let hears = heard.clone();
+        exec.spawn(async move { hears.set(word.hear().await) });
+        let other = thread::spawn(move || said.say(7));
+        run(&exec);
+        other.join().expect("it lives");
+        run(&exec);
+        assert_eq!((heard.get(), exec.tasks()), (7, 0), "a lost word");
     });
 }
 

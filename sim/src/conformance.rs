@@ -4,6 +4,7 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use drivers::device::lowers::Lowers;
@@ -99,7 +100,7 @@ fn below(seed: u64, options: Options, prepare: impl FnOnce(&mut Disk)) -> (Run, 
     prepare(&mut disk.borrow_mut());
     let back = run.lower(XVDA, &disk);
     back.borrow_mut().options = options;
-    let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(heap));
+    let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(heap), Arc::default());
     let lowers = Lowers::new(&domain, &xen::store::Store::connect(&domain));
     domain.exec.spawn(lowers.clone().run());
     run.drive_by(Box::new(move || {

@@ -1,5 +1,7 @@
 //! Event channels as `xen/common/event_channel.c` has them (2-level): bits, not messages.
 
+use std::collections::BTreeSet;
+
 use xen::port::{DomId, Port, Refused};
 
 use crate::world::{ESRCH, Life, World};
@@ -62,6 +64,7 @@ impl World {
         let mut xen = self.hypervisor();
         let Some(domain) = xen.domains.get_mut(&id) else { return false };
         domain.pending.remove(&port.0);
+        domain.vcpus.remove(&port.0);
         let Some(end) = domain.ports.remove(&port.0) else { return false };
         if let Channel::Interdomain { remote, port } = end
             && let Some(far) = xen.domains.get_mut(&remote)
@@ -93,6 +96,30 @@ impl World {
         let mut xen = self.hypervisor();
         let Some(domain) = xen.domains.get_mut(&id) else { return Vec::new() };
         std::mem::take(&mut domain.pending).into_iter().map(Port).collect()
+    }
+
+    /// Takes those of the ports that one of its vCPUs has opened.
+    pub fn take_events_of(&self, id: DomId, vcpu: usize) -> Vec<Port> {
+        let mut xen = self.hypervisor();
+        let Some(domain) = xen.domains.get_mut(&id) else { return Vec::new() };
+        let (its, others) =
+            std::mem::take(&mut domain.pending).into_iter().partition(|port| domain.vcpu(*port) == vcpu);
+        let its: BTreeSet<u32> = its;
+        domain.pending = others;
+        its.into_iter().map(Port).collect()
+    }
+
+    /// Whether an event waits for this vCPU.
+    pub fn has_events_of(&self, id: DomId, vcpu: usize) -> bool {
+        let xen = self.look();
+        xen.domains.get(&id).is_some_and(|domain| domain.pending.iter().any(|port| domain.vcpu(*port) == vcpu))
+    }
+
+    /// Has the events of this port go to that vCPU (`EVTCHNOP_bind_vcpu`); what is pending goes with it.
+    pub fn bind_vcpu(&self, id: DomId, port: Port, vcpu: usize) {
+        if let Some(domain) = self.hypervisor().domains.get_mut(&id) {
+            domain.vcpus.insert(port.0, vcpu);
+        }
     }
 
     /// Takes the event of one port, for the several actors that live in dom0.

@@ -4,8 +4,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use protocol::mem::Memory;
+use xen::exec::Kick;
 use xen::page::{PAGE_BYTES, Page, PageRef};
 use xen::port::{
     Access, DomId, Foreign, GrantRef, Instant, Move, Port, PortState, Refused, StillInUse, Stop, Way, Xen,
@@ -28,11 +31,13 @@ struct Lent {
     grants: BTreeMap<GrantRef, u64>,
 }
 
-/// A domain's own hypervisor.
+/// A domain's own hypervisor, as one of its vCPUs sees it.
 #[derive(Clone)]
 pub struct SimXen {
     world: World,
     id: DomId,
+    vcpu: usize,
+    kicked: Arc<AtomicBool>,
     store: (PageRef, Port),
     lent: Rc<RefCell<Lent>>,
 }
@@ -41,7 +46,22 @@ impl SimXen {
     /// The view of `id`, which must be in the world and have been introduced to xenstored.
     pub fn new(world: &World, id: DomId) -> Self {
         let store = world.store(id).expect("introduce the domain to xenstored first");
-        SimXen { world: world.clone(), id, store, lent: Rc::default() }
+        SimXen { world: world.clone(), id, vcpu: 0, kicked: Arc::default(), store, lent: Rc::default() }
+    }
+
+    /// The same as another vCPU of the domain sees it.
+    pub fn beside(&self, vcpu: usize) -> Self {
+        SimXen { vcpu, kicked: Arc::default(), ..self.clone() }
+    }
+
+    /// Raised when another vCPU ends the sleep of this one.
+    pub fn kicked(&self) -> Arc<AtomicBool> {
+        self.kicked.clone()
+    }
+
+    fn mine(&self, port: Port) -> Port {
+        self.world.bind_vcpu(self.id, port, self.vcpu);
+        port
     }
 
     /// The domain has ended, and Xen has taken back all it had: what its code still drops is nothing to anybody.
@@ -101,7 +121,7 @@ impl Xen for SimXen {
         point();
         of_world(|| {
             self.strike(Fault::AllocUnbound)?;
-            self.world.alloc_unbound(self.id, remote)
+            self.world.alloc_unbound(self.id, remote).map(|port| self.mine(port))
         })
     }
 
@@ -109,7 +129,7 @@ impl Xen for SimXen {
         point();
         of_world(|| {
             self.strike(Fault::Bind)?;
-            self.world.bind(self.id, remote, port)
+            self.world.bind(self.id, remote, port).map(|port| self.mine(port))
         })
     }
 
@@ -142,7 +162,7 @@ impl Xen for SimXen {
 
     fn take_events(&self, each: &mut dyn FnMut(Port)) {
         point();
-        let events = of_world(|| self.world.take_events(self.id));
+        let events = of_world(|| self.world.take_events_of(self.id, self.vcpu));
         events.into_iter().for_each(each);
         point();
     }
@@ -226,6 +246,11 @@ impl Xen for SimXen {
 
     /// Returns at once, as Xen may: the scheduler of the simulation sleeps for the domain, between its turns.
     fn wait(&self, _until: Option<Instant>) {}
+
+    fn kick(&self) -> Kick {
+        let kicked = self.kicked.clone();
+        Arc::new(move || kicked.store(true, Ordering::Relaxed))
+    }
 
     fn say(&self, bytes: &[u8]) {
         of_world(|| self.world.say(self.id, bytes));

@@ -15,6 +15,7 @@ pub const ROWS: &[(&str, &[&str])] = &[
     ("full rings", RINGS),
     ("lies of a lower backend", crate::lie::Lie::MARKS),
     ("handshakes", HANDSHAKES),
+    ("vCPUs", VCPUS),
     ("slip", crate::frontend::slips::Slip::MARKS),
     ("ring", rows::Ring::MARKS),
     ("request, x86_64", rows::Ask::MARKS[0]),
@@ -34,6 +35,9 @@ pub const ROWS: &[(&str, &[&str])] = &[
 /// Rings that had no room for what was to go on them.
 const RINGS: &[&str] = &["frontend ring full", "lower ring full"];
 
+/// Several vCPUs of the product.
+const VCPUS: &[&str] = &["another vCPU within a turn"];
+
 /// Ways to a connection, and shapes of one.
 const HANDSHAKES: &[&str] = &[
     "Linux connects",
@@ -50,6 +54,7 @@ const HANDSHAKES: &[&str] = &[
     "a ring of 16 pages",
     "laid out by x86_64",
     "laid out by x86_32",
+    "several rings",
     "indirect requests",
     "frontend page kept",
 ];

@@ -32,6 +32,9 @@ enum Side {
     World,
 }
 
+/// Turns of the product that may stand within each other: of a vCPU, and of another at one of its schedule points.
+const DEPTH: usize = 2;
+
 /// Whose allocations are noted.
 struct Group(RefCell<AllocationGroupToken>);
 
@@ -57,12 +60,14 @@ impl Group {
 
 thread_local! {
     static SIDE: Cell<Side> = const { Cell::new(Side::Outside) };
-    /// The number of the product's group; 0 while it has none.
-    static NUMBER: Cell<usize> = const { Cell::new(0) };
+    /// The numbers of the product's groups; 0 while it has none.
+    static NUMBERS: Cell<[usize; DEPTH]> = const { Cell::new([0; DEPTH]) };
+    /// How many turns of the product stand within each other.
+    static TURNS: Cell<usize> = const { Cell::new(0) };
     static HELD: Cell<Heap> = const { Cell::new(Heap { notes: 0, pages: 0 }) };
     static PEAK: Cell<Heap> = const { Cell::new(Heap { notes: 0, pages: 0 }) };
-    static PRODUCT: Group = Group::new();
-    static WORLD: Group = Group::new();
+    static PRODUCTS: [Group; DEPTH] = [Group::new(), Group::new()];
+    static WORLDS: [Group; DEPTH] = [Group::new(), Group::new()];
 }
 
 /// What is held, in bytes.
@@ -101,7 +106,7 @@ impl Sub for Heap {
 struct Account;
 
 fn is_products(group: NonZeroUsize) -> bool {
-    group.get() == NUMBER.get()
+    NUMBERS.get().contains(&group.get())
 }
 
 impl AllocationTracker for Account {
@@ -131,18 +136,27 @@ pub fn begin() {
             AllocationRegistry::enable_tracking();
         }
     });
-    NUMBER.set(PRODUCT.with(|group| group.0.borrow().id().as_usize().get()));
+    NUMBERS.set(PRODUCTS.with(|groups| groups.each_ref().map(|group| group.0.borrow().id().as_usize().get())));
 }
 
 /// What is allocated here is the product's.
 pub fn of_product<T>(turn: impl FnOnce() -> T) -> T {
-    PRODUCT.with(|group| group.on(Side::Product, turn))
+    struct Ended(usize);
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            TURNS.set(self.0);
+        }
+    }
+    let turns = TURNS.get();
+    let _ended = Ended(turns);
+    TURNS.set(turns + 1);
+    PRODUCTS.with(|groups| groups[turns].on(Side::Product, turn))
 }
 
 /// What is allocated here, in a turn of the product, is not the product's.
 pub fn of_world<T>(act: impl FnOnce() -> T) -> T {
     match SIDE.get() {
-        Side::Product => WORLD.with(|group| group.on(Side::World, act)),
+        Side::Product => WORLDS.with(|groups| groups[TURNS.get() - 1].on(Side::World, act)),
         Side::Outside | Side::World => act(),
     }
 }

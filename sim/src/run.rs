@@ -6,6 +6,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use xen::domain::Domain;
@@ -23,6 +25,7 @@ use crate::store::Store;
 use crate::toolstack::{Failure, JobId, Toolstack, Vbd};
 use crate::world::{Holdings, World};
 use kernel::control::Channel;
+use kernel::crew::{Crew, Mate};
 
 /// Somebody who runs beside the domain under test.
 pub trait Actor {
@@ -51,8 +54,53 @@ pub enum Turn {
     Stop(Stop),
 }
 
-/// The domain under test.
+impl From<kernel::Turn> for Turn {
+    fn from(turn: kernel::Turn) -> Self {
+        match turn {
+            kernel::Turn::Busy => Turn::Busy,
+            kernel::Turn::Idle(until) => Turn::Idle(until),
+            kernel::Turn::Stop(reason) => Turn::Stop(reason),
+        }
+    }
+}
+
+/// A vCPU of the domain under test.
 pub type Driven = Box<dyn FnMut() -> Turn>;
+
+/// What the scheduler knows of it.
+pub(crate) struct Vcpu {
+    number: usize,
+    domain: Driven,
+    busy: bool,
+    timer: Option<Instant>,
+    kicked: Arc<AtomicBool>,
+    stopped: Option<Stop>,
+}
+
+impl Vcpu {
+    fn new(number: usize, domain: Driven, kicked: Arc<AtomicBool>) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Vcpu { number, domain, busy: true, timer: None, kicked, stopped: None }))
+    }
+
+    /// Whether it can use a turn.
+    pub fn is_awake(&self, world: &World) -> bool {
+        let due = self.timer.is_some_and(|timer| timer <= world.now());
+        self.stopped.is_none()
+            && (self.busy || due || self.kicked.load(Ordering::Relaxed) || world.has_events_of(DRIVER, self.number))
+    }
+
+    /// Its turn.
+    pub fn turn(&mut self) {
+        self.busy = false;
+        self.timer = None;
+        self.kicked.store(false, Ordering::Relaxed);
+        match (self.domain)() {
+            Turn::Busy => self.busy = true,
+            Turn::Idle(timer) => self.timer = timer,
+            Turn::Stop(reason) => self.stopped = Some(reason),
+        }
+    }
+}
 
 impl Actor for Store {
     fn turn(&mut self) -> bool {
@@ -120,15 +168,15 @@ pub struct Run {
     peers: Rc<Peers>,
     frontends: Vec<(DomId, SharedFrontend)>,
     lowers: Vec<SharedBlkback>,
-    domain: Option<Driven>,
+    vcpus: Vec<Rc<RefCell<Vcpu>>>,
     tapdom: Option<Rc<kernel::Tapdom<SimXen>>>,
-    /// Lets go of what holds itself in the domain under test.
-    ended: Option<Box<dyn FnOnce()>>,
-    busy: bool,
-    timer: Option<Instant>,
+    /// Let go of what holds itself in the domain under test.
+    ended: Vec<Box<dyn FnOnce()>>,
     stopped: Option<Stop>,
     /// The control channels that the product will have. None unless said: they hold pages and ports, which tests count.
     pub channels: Vec<Channel>,
+    /// How many vCPUs the product will have; the seed's choice.
+    pub crew: usize,
     /// Turns the domain under test has had.
     pub turns: u64,
     /// Steps of this moment: the product's, and those of peers by their places.
@@ -153,6 +201,7 @@ impl Run {
         let toolstack = Rc::new(RefCell::new(toolstack));
         let scheduler = random.fork();
         let peers = Peers::new(&world, random.fork());
+        let crew = random.pick(&[1, 1, 2, 3]);
         let mut run = Run {
             seed,
             world,
@@ -163,13 +212,12 @@ impl Run {
             peers,
             frontends: Vec::new(),
             lowers: Vec::new(),
-            domain: None,
+            vcpus: Vec::new(),
             tapdom: None,
-            ended: None,
-            busy: false,
-            timer: None,
+            ended: Vec::new(),
             stopped: None,
             channels: Vec::new(),
+            crew,
             turns: 0,
             steps: 0,
             own_steps: 0,
@@ -187,28 +235,35 @@ impl Run {
     /// Starts the product in the domain under test. Which of its ready tasks runs next is the seed's choice too.
     pub fn boot(&mut self) {
         let xen = SimXen::new(&self.world, DRIVER);
-        let tapdom = Rc::new(of_product(|| kernel::start(xen, heap, self.channels.clone())));
+        let crew = of_product(|| Crew::new(heap, self.crew));
+        let mates = (1..self.crew).map(|vcpu| xen.beside(vcpu)).collect::<Vec<_>>();
+        let kicked = xen.kicked();
+        let tapdom = Rc::new(of_product(|| kernel::start(xen, &crew, self.channels.clone())));
         let mut random = self.random.fork();
         self.tapdom = Some(tapdom.clone());
         self.when_ended(&tapdom.shared().domain);
-        self.drive_by(Box::new(move || match tapdom.turn_with(&mut |ready| random.index(ready)) {
-            kernel::Turn::Busy => Turn::Busy,
-            kernel::Turn::Idle(until) => Turn::Idle(until),
-            kernel::Turn::Stop(reason) => Turn::Stop(reason),
-        }));
+        self.drive_by(Box::new(move || tapdom.turn_with(&mut |ready| random.index(ready)).into()));
+        self.vcpus[0].borrow_mut().kicked = kicked;
+        for (vcpu, xen) in (1..).zip(mates) {
+            let (kicked, mut random) = (xen.kicked(), self.random.fork());
+            let mate = of_product(|| Mate::new(xen, &crew, vcpu));
+            self.when_ended(mate.domain());
+            let turn = Box::new(move || mate.turn_with(&mut |ready| random.index(ready)).into());
+            self.vcpus.push(Vcpu::new(vcpu, turn, kicked));
+        }
+        self.peers.set_vcpus(self.vcpus.clone());
     }
 
     /// Puts something else into the domain under test.
     pub fn drive_by(&mut self, domain: Driven) {
-        self.domain = Some(domain);
-        self.busy = true;
+        self.vcpus = vec![Vcpu::new(0, domain, Arc::default())];
         self.stopped = None;
     }
 
     /// The domain whose code ends with the domain under test: its tasks hold it, and it holds them.
     pub fn when_ended(&mut self, domain: &Rc<Domain<SimXen>>) {
         let domain = domain.clone();
-        self.ended = Some(Box::new(move || domain.end()));
+        self.ended.push(Box::new(move || domain.end()));
     }
 
     /// The product, as long as it runs.
@@ -291,22 +346,20 @@ impl Run {
     /// The same, with time passing no further than to `end`.
     fn step_before(&mut self, end: Instant) -> bool {
         let activity = self.world.activity();
-        let now = self.world.now();
-        let awake = self.domain.is_some()
-            && (self.busy || self.world.has_events(DRIVER) || self.timer.is_some_and(|timer| timer <= now));
         let ready = self.peers.ready();
-        if ready.is_empty() && !awake {
+        let awake: Vec<_> = self.vcpus.iter().filter(|vcpu| vcpu.borrow().is_awake(&self.world)).cloned().collect();
+        if ready.is_empty() && awake.is_empty() {
             return self.pass(end);
         }
         self.steps += 1;
         if self.steps > STEPS_MAX {
             panic!("no end after {STEPS_MAX} steps within {MOMENT:?}: {}", self.busiest());
         }
-        let choice = self.scheduler.index(ready.len() + usize::from(awake));
+        let choice = self.scheduler.index(ready.len() + awake.len());
         match ready.get(choice) {
             None => {
                 self.own_steps += 1;
-                self.drive(activity);
+                self.drive(&awake[choice - ready.len()], activity);
             }
             Some(slot) => {
                 let slots = self.peer_steps.len().max(slot + 1);
@@ -327,35 +380,29 @@ impl Run {
         format!("{peers}, {} turns of tapdom, with {}", self.own_steps, self.peers.busiest())
     }
 
-    fn drive(&mut self, activity: u64) {
-        let Some(domain) = &mut self.domain else { return };
+    fn drive(&mut self, vcpu: &Rc<RefCell<Vcpu>>, activity: u64) {
         self.turns += 1;
-        self.busy = false;
-        self.timer = None;
-        let turns = self.turns;
-        journal::trace(|| format!("tapdom, turn {turns}"));
+        let (turns, number) = (self.turns, vcpu.borrow().number);
+        journal::trace(|| format!("tapdom, turn {turns}, vCPU {number}"));
         let alone = self.lowers.iter().all(|back| !back.borrow().owes());
         let before = self.peers.points();
-        let turn = journal::deeper(|| of_product(|| self.peers.beside(domain)));
+        journal::deeper(|| of_product(|| self.peers.beside(|| vcpu.borrow_mut().turn())));
         self.world.count_turn(self.peers.points() - before, alone);
-        match turn {
-            Turn::Busy => {
-                self.busy = true;
-                if self.world.activity() != activity {
-                    self.spins = 0;
-                    return;
-                }
-                self.spins += 1;
-                if self.spins >= SPINS_MAX {
-                    panic!("the domain is busy for {SPINS_MAX} turns and does nothing: {}", self.busiest());
-                }
-                self.pass_to(self.world.now() + SPIN);
+        // Another than this may have had a turn meanwhile, and ended the domain.
+        if let Some(reason) = self.vcpus.iter().find_map(|vcpu| vcpu.borrow().stopped) {
+            self.stopped = Some(reason);
+            return self.end();
+        }
+        if vcpu.borrow().busy {
+            if self.world.activity() != activity {
+                self.spins = 0;
+                return;
             }
-            Turn::Idle(timer) => self.timer = timer,
-            Turn::Stop(reason) => {
-                self.stopped = Some(reason);
-                self.end();
+            self.spins += 1;
+            if self.spins >= SPINS_MAX {
+                panic!("the domain is busy for {SPINS_MAX} turns and does nothing: {}", self.busiest());
             }
+            self.pass_to(self.world.now() + SPIN);
         }
     }
 
@@ -364,20 +411,18 @@ impl Run {
         // Its mappings end with it, before its code drops what stood for them.
         self.world.destroy(DRIVER);
         self.store.forget(DRIVER);
-        if let Some(ended) = self.ended.take() {
-            ended();
-        }
+        self.peers.set_vcpus(Vec::new());
+        self.ended.drain(..).for_each(|ended| ended());
         self.tapdom = None;
-        self.domain = None;
-        self.busy = false;
-        self.timer = None;
+        self.vcpus.clear();
     }
 
     /// Lets time pass to the next timer, or to `end` if that comes first.
     fn pass(&mut self, end: Instant) -> bool {
         let now = self.world.now();
         // A timer that is due and was not taken is of one who cannot act yet.
-        let Some(next) = self.peers.timers().into_iter().chain(self.timer).filter(|at| *at > now).min() else {
+        let own = self.vcpus.iter().filter_map(|vcpu| vcpu.borrow().timer);
+        let Some(next) = self.peers.timers().into_iter().chain(own).filter(|at| *at > now).min() else {
             return false;
         };
         self.pass_to(next.min(end));
@@ -453,7 +498,7 @@ impl Run {
 
     /// Gives the domain under test a turn, for what a test put into it from outside.
     pub fn nudge(&mut self) {
-        self.busy = true;
+        self.vcpus.iter().for_each(|vcpu| vcpu.borrow_mut().busy = true);
     }
 
     /// Waits until the frontend has all its answers.
@@ -480,7 +525,9 @@ impl Drop for Run {
     fn drop(&mut self) {
         journal::scene(|| format!("--- seed {} ---\n{}", self.seed, self.scene()));
         // What a panic left half done may not bear to be dropped in order, and the first panic is the one to tell.
-        self.ended = self.ended.take().filter(|_| !std::thread::panicking());
+        if std::thread::panicking() {
+            self.ended.clear();
+        }
         self.end();
     }
 }

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::journal;
-use crate::memory::of_world;
+use crate::marks;
+use crate::memory::{of_product, of_world};
 use crate::random::Random;
-use crate::run::Actor;
+use crate::run::{Actor, Vcpu};
 use crate::world::World;
 
 /// How often peers run within a turn of the product.
@@ -45,6 +46,7 @@ struct Slot {
 pub(crate) struct Peers {
     world: World,
     slots: RefCell<Vec<Slot>>,
+    vcpus: RefCell<Vec<Rc<RefCell<Vcpu>>>>,
     random: RefCell<Random>,
     rate: Cell<Rate>,
     points: Cell<u64>,
@@ -68,6 +70,7 @@ impl Peers {
         Rc::new(Peers {
             world: world.clone(),
             slots: RefCell::default(),
+            vcpus: RefCell::default(),
             random: RefCell::new(random),
             rate: Cell::new(rate),
             points: Cell::new(0),
@@ -80,6 +83,11 @@ impl Peers {
 
     pub fn add(&self, actor: Rc<RefCell<dyn Actor>>) {
         self.slots.borrow_mut().push(Slot { actor, idle_at: 0 });
+    }
+
+    /// The vCPUs of the domain under test: at a point of one the others may have a whole turn.
+    pub fn set_vcpus(&self, vcpus: Vec<Rc<RefCell<Vcpu>>>) {
+        *self.vcpus.borrow_mut() = vcpus;
     }
 
     pub fn set_rate(&self, rate: Rate) {
@@ -202,6 +210,21 @@ impl Peers {
         rate != Rate::Off && self.random.borrow_mut().one_in(if rate == Rate::Often { 2 } else { 4 })
     }
 
+    /// Another vCPU has its turn, maybe.
+    fn another_vcpu(&self) {
+        let awake = |vcpu: &&Rc<RefCell<Vcpu>>| vcpu.try_borrow().is_ok_and(|vcpu| vcpu.is_awake(&self.world));
+        let others: Vec<_> = self.vcpus.borrow().iter().filter(awake).cloned().collect();
+        if others.is_empty() || self.random.borrow_mut().one_in(2) {
+            return;
+        }
+        let chosen = &others[self.random.borrow_mut().index(others.len())];
+        let polled = self.task.get();
+        marks::hit("another vCPU within a turn");
+        journal::trace(|| "tapdom, another vCPU".into());
+        journal::deeper(|| of_product(|| chosen.borrow_mut().turn()));
+        self.task.set(polled);
+    }
+
     /// Some of them run, each for a few steps: a guest that is woken and fills its ring takes two, a toolstack that takes
     /// a device away some more.
     fn interleave(&self) {
@@ -209,6 +232,7 @@ impl Peers {
             let mut random = self.random.borrow_mut();
             (if random.one_in(4) { random.between(2, 6) } else { 1 }, random.between(1, 4))
         };
+        self.another_vcpu();
         for _ in 0..who {
             // Most of them have nothing to do: the first that has is it.
             while let ready = self.ready()

@@ -201,10 +201,10 @@ impl Stage {
         self.run.rest(Duration::from_secs(2));
         assert_eq!(self.run.baseline(DRIVER), self.clean, "{}", self.run.scene());
         let held = self.run.tapdom().expect("it runs").held();
-        assert_eq!(held.pages.get(), 0, "pages of requests are still out");
+        assert_eq!(held.pages, 0, "pages of requests are still out");
         // The store's own ring page and the console are not the product's to count.
-        assert_eq!(held.mappings.get(), self.clean.holdings.mappings);
-        assert_eq!(held.grants.get(), self.clean.holdings.grants);
+        assert_eq!(held.mappings, self.clean.holdings.mappings);
+        assert_eq!(held.grants, self.clean.holdings.grants);
         self.assert_few_notes();
         // Disks of messages are there until a message takes them away.
         let minors = self.run.tapdom().expect("it runs").shared().minors.all();

@@ -48,11 +48,20 @@ pub(crate) struct Domain {
     pub life: Life,
     pub ports: BTreeMap<u32, Channel>,
     pub pending: BTreeSet<u32>,
+    /// Ports whose events go to another vCPU than the first.
+    pub vcpus: BTreeMap<u32, usize>,
     pub grants: Grants,
     pub mappings: BTreeMap<u64, Mapped>,
     pub console: Vec<u8>,
     pub store: Option<(PageRef, Port)>,
     pub stopped: Option<Stop>,
+}
+
+impl Domain {
+    /// To which vCPU the events of this port go.
+    pub fn vcpu(&self, port: u32) -> usize {
+        self.vcpus.get(&port).copied().unwrap_or(0)
+    }
 }
 
 pub(crate) struct Hypervisor {
@@ -113,6 +122,7 @@ impl World {
                 life: Life::Alive,
                 ports: BTreeMap::new(),
                 pending: BTreeSet::new(),
+                vcpus: BTreeMap::new(),
                 grants: Grants::default(),
                 mappings: BTreeMap::new(),
                 console: Vec::new(),

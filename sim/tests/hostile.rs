@@ -86,7 +86,7 @@ impl Scene {
         assert_eq!(self.stage.run.world.life(HOSTILE), None, "{}", self.stage.run.scene());
         self.stage.detach(&self.honest);
         let held = self.stage.run.tapdom().expect("it runs").held();
-        assert_eq!((held.pages.get(), held.mappings.get(), held.nodes.get()), (0, 0, 0));
+        assert_eq!((held.pages, held.mappings, held.nodes), (0, 0, 0));
     }
 }
 

@@ -138,7 +138,7 @@ fn a_disk_closed_under_load_drains_and_its_guest_is_told() {
         let tapdom = stage.run.tapdom().unwrap();
         assert!(tapdom.shared().minors.all().is_empty());
         let held = tapdom.held();
-        assert_eq!((held.pages.get(), held.mappings.get(), held.nodes.get()), (0, 0, 0));
+        assert_eq!((held.pages, held.mappings, held.nodes), (0, 0, 0));
     });
 }
 

@@ -24,8 +24,8 @@ fn a_guest_reads_what_it_wrote() {
         let disk = Disk::random(4096, &mut run.random);
         let model = Model::of(disk.borrow().bytes());
         let front = run.frontend(GUEST, XVDA, &model);
-        // The backend here would keep its pages.
-        front.borrow_mut().options = Options { persistent: false, ..Options::any(&mut run.random) };
+        // The backend here would keep its pages, and has one ring.
+        front.borrow_mut().options = Options { persistent: false, queues: 1, ..Options::any(&mut run.random) };
         let clean = run.baseline(GUEST);
         let back = run.serve(GUEST, XVDA, &disk);
         back.borrow_mut().options = BackOptions::any(&mut run.random);

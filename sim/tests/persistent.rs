@@ -54,7 +54,7 @@ fn what_a_hostile_guest_may_do_about_pages_that_are_mapped() {
         stage.run.at_rest(&honest.front);
         stage.verify(&honest);
         stage.detach(&honest);
-        assert_eq!(stage.run.tapdom().expect("it runs").held().mappings.get(), 0);
+        assert_eq!(stage.run.tapdom().expect("it runs").held().mappings, 0);
     });
     let hits = marks::take();
     let elsewhere = [Keep::RingFull, Keep::AllFull, Keep::Died];
@@ -86,7 +86,7 @@ fn more_pages_than_can_be_kept() {
     stage.run.at_rest(&honest.front);
     stage.detach(&honest);
     assert_eq!(stage.run.destroy(HOSTILE), Ok(()), "{}", stage.run.scene());
-    assert_eq!(stage.run.tapdom().expect("it runs").held().mappings.get(), 0);
+    assert_eq!(stage.run.tapdom().expect("it runs").held().mappings, 0);
 }
 
 #[test]

@@ -36,7 +36,12 @@ impl SimBench {
             "destroy" => (GUEST, DEVID + 3 * 16, Rc::new(RefCell::new(Disk::new(PLAIN_BYTES / SECTOR)))),
             _ => (DOM0, DEVID, partitioned()),
         };
-        let stage = Stage::over(seed, devid, &disk, blkback::Options::default());
+        let mut run = Run::new(seed);
+        // As the domain of the boots that were recorded.
+        run.crew = 1;
+        let back = run.lower(devid, &disk);
+        back.borrow_mut().options = blkback::Options::default();
+        let stage = Stage::boot_over(run, disk, back);
         let mut bench = SimBench { stage, frontend, guest: None, counters: None };
         bench.counters = bench.count();
         bench

@@ -124,12 +124,12 @@ fn nothing_is_copied_once_the_ring_is_gone() {
         stage.run.rest(Duration::from_millis(20));
         guest.front.borrow_mut().close(None);
         let gone = stage.run.until(Duration::from_secs(5), |run| run.world.mapped_by(DRIVER, GUEST) == 0);
-        assert!(gone && stage.run.tapdom().expect("it runs").held().pages.get() > 0, "nothing is in flight any more");
+        assert!(gone && stage.run.tapdom().expect("it runs").held().pages > 0, "nothing is in flight any more");
         // Any copy would be counted.
         stage.run.world.faults().allow(Fault::Copy, u32::MAX, 1);
         stage.run.rest(Duration::from_secs(1));
         assert_eq!(stage.run.world.faults().injected(Fault::Copy), 0);
-        assert_eq!(stage.run.tapdom().expect("it runs").held().pages.get(), 0);
+        assert_eq!(stage.run.tapdom().expect("it runs").held().pages, 0);
     });
 }
 
@@ -144,7 +144,7 @@ fn a_disk_holds_512_segments_in_flight() {
         stage.back().borrow_mut().options.stuck = true;
         guest.front.borrow_mut().work(Workload { depth: 100, sectors_max: 2048, ..Workload::reading(1000) });
         stage.run.rest(Duration::from_secs(1));
-        let pages = stage.run.tapdom().expect("it runs").held().pages.get();
+        let pages = stage.run.tapdom().expect("it runs").held().pages;
         assert!((256..=512).contains(&pages), "{pages} pages");
     }
 }
@@ -169,7 +169,7 @@ fn a_lower_disk_that_hangs_leaves_the_other_its_pages() {
         guest.front.borrow_mut().work(Workload { depth: 100, sectors_max: 2048, ..Workload::reading(1000) });
     }
     stage.run.rest(Duration::from_secs(1));
-    assert!(stage.run.tapdom().expect("it runs").held().pages.get() >= 768, "the disk that hangs has its pages");
+    assert!(stage.run.tapdom().expect("it runs").held().pages >= 768, "the disk that hangs has its pages");
     let other = on(&mut stage, 9, "aio:/dev/xvdb", &good);
     other.front.borrow_mut().work(Workload { sectors_max: 2048, ..Workload::mixed(100) });
     stage.run.at_rest(&other.front);
@@ -270,5 +270,5 @@ fn a_lower_disk_whose_backend_may_not_be_seen_any_more_is_over_soon() {
     let lower = Vbd { devid: XVDA, ..Vbd::new(DomId(0), DRIVER, "") };
     stage.run.store.client(DomId(0)).remove(&lower.backend_dir()).unwrap();
     stage.run.rest(Duration::from_secs(3));
-    assert_eq!(stage.run.tapdom().unwrap().held().pages.get(), 0, "{}", stage.run.scene());
+    assert_eq!(stage.run.tapdom().unwrap().held().pages, 0, "{}", stage.run.scene());
 }

@@ -158,7 +158,7 @@ fn no_word_at_any_request_does_lasting_harm() {
         stage.run.rest(Duration::from_secs(40));
         assert_eq!(stage.run.world.life(GUEST), None, "a zombie is left\n{}", stage.run.scene());
         let held = stage.run.tapdom().expect("it runs").held();
-        assert_eq!((held.pages.get(), held.nodes.get()), (0, 0), "{}", stage.run.scene());
+        assert_eq!((held.pages, held.nodes), (0, 0), "{}", stage.run.scene());
         let next = stage.on_ram(DomId(6), 1024);
         stage.attach(&next);
         next.front.borrow_mut().work(Workload::mixed(20));
@@ -174,7 +174,7 @@ fn what_xenstored_did_not_take_is_said_again() {
     seeds(0..20, |seed| {
         let mut stage = Stage::bare(seed);
         let guest = stage.on_ram(GUEST, 1024);
-        guest.front.borrow_mut().options.order = 0;
+        (guest.front.borrow_mut().options.order, guest.front.borrow_mut().options.queues) = (0, 1);
         stage.attach(&guest);
         let client = stage.run.store.client(DOM0);
         let front = |key: &str| client.number(&format!("{}/{key}", guest.vbd.frontend_dir())).unwrap() as u32;

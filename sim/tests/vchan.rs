@@ -1,6 +1,7 @@
 //! A server of vchans in the domain under test, and all kinds of clients: every honest one gets its bytes back, and
 //! after each of them nothing is left.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::mem::Memory;
@@ -82,7 +83,7 @@ fn what_is_published() {
 #[test]
 fn paths_that_clients_cannot_hold_are_refused() {
     let run = Run::new(1);
-    let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(heap));
+    let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(heap), Arc::default());
     let store = Store::connect(&domain);
     let at = |path: &str| Server::new(&store, path, DOM0, Orders::ONE_PAGE_EACH).map(drop);
     assert_eq!(at("data/tapdisk-rfc"), Ok(()));

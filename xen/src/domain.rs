@@ -2,11 +2,13 @@
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
 use core::task::{Context, Poll, Waker};
 
+use crate::across::Count;
 use crate::event::Events;
 use crate::exec::{Executor, Timers};
 use crate::grant::Lent;
@@ -25,46 +27,44 @@ pub struct Domain<X: Xen> {
     /// Our own memory.
     pub memory: Budget,
     /// What is held of the hypervisor.
-    pub held: Held,
-    /// Pages of peers that stay mapped between requests.
-    pub(crate) kept: Cell<usize>,
+    pub held: Arc<Held>,
+    /// Raised when what is held may stand elsewhere for a while: pages come and go with every request, and that is not told.
+    pub changed: Signal,
     pub(crate) events: Events,
     /// Pages whose grant did not end because the other side still uses them.
     pub(crate) stuck: RefCell<Vec<Lent<X>>>,
 }
 
-/// Counts of what we hold of the hypervisor and of peers; the same before a disk came and after it went.
+/// Counts of what a vCPU holds of the hypervisor and of peers; the same before a disk came and after it went.
 #[derive(Default)]
 pub struct Held {
     /// Mapped foreign pages.
-    pub mappings: Cell<usize>,
+    pub mappings: Count,
     /// Pages of ours granted to others.
-    pub grants: Cell<usize>,
+    pub grants: Count,
     /// Event channels.
-    pub ports: Cell<usize>,
+    pub ports: Count,
     /// Data pages handed out for requests.
-    pub pages: Cell<usize>,
+    pub pages: Count,
     /// Xenstore nodes we wrote for disks.
-    pub nodes: Cell<usize>,
-    /// Raised when they may stand elsewhere for a while: they come and go with every request, and that is not told.
-    pub changed: Signal,
+    pub nodes: Count,
 }
 
 /// Adds to (or takes from) a count of [`Held`].
-pub fn count(cell: &Cell<usize>, by: isize) {
-    cell.set(cell.get().checked_add_signed(by).expect("a count of held things below zero"));
+pub fn count(held: &Count, by: isize) {
+    held.add(by);
 }
 
 impl<X: Xen> Domain<X> {
     /// A domain in which no task runs yet.
-    pub fn new(xen: X, memory: Budget) -> Rc<Self> {
+    pub fn new(xen: X, memory: Budget, held: Arc<Held>) -> Rc<Self> {
         Rc::new(Domain {
             xen,
             exec: Executor::default(),
             timers: Timers::default(),
             memory,
-            held: Held::default(),
-            kept: Cell::new(0),
+            held,
+            changed: Signal::default(),
             events: Events::default(),
             stuck: RefCell::default(),
         })

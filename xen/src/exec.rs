@@ -1,4 +1,4 @@
-//! The executor: tasks that take turns, on one vCPU.
+//! The executor: tasks that take turns, on one vCPU. Each vCPU has one.
 //!
 //! A woken task is queued once and polled once per time it is taken from the queue; which of the queued ones comes
 //! next is the caller's choice, so that a test can try every order. Wakers may be used from anywhere, futures stay.
@@ -35,7 +35,15 @@ struct Task {
 }
 
 #[derive(Default)]
-struct Ready(Mutex<VecDeque<usize>>);
+struct Ready {
+    tasks: Mutex<VecDeque<usize>>,
+    /// The vCPU sleeps, or is about to.
+    asleep: AtomicBool,
+    kick: Mutex<Option<Kick>>,
+}
+
+/// What ends the sleep of a vCPU, from any other.
+pub type Kick = Arc<dyn Fn() + Send + Sync>;
 
 struct TaskWake {
     task: usize,
@@ -50,12 +58,45 @@ impl Wake for TaskWake {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.queued.swap(true, Ordering::AcqRel) {
-            self.ready.0.lock().push_back(self.task);
+            self.ready.push(self.task);
+        }
+    }
+}
+
+impl Ready {
+    fn push(&self, task: usize) {
+        self.tasks.lock().push_back(task);
+        // Whoever lies down says so first and looks at the tasks then: either it sees this one, or this sees it.
+        if self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
+            let kick = self.kick.lock().clone();
+            kick.inspect(|kick| kick());
         }
     }
 }
 
 impl Executor {
+    /// For who is woken by other vCPUs too: how they end its sleep.
+    pub fn kicked_by(&self, kick: Kick) {
+        *self.0.ready.kick.lock() = Some(kick);
+    }
+
+    /// To be asked before the vCPU sleeps: false if a task was woken meanwhile. From here to [`rise`](Executor::rise) who
+    /// wakes a task kicks.
+    pub fn lie_down(&self) -> bool {
+        let ready = &self.0.ready;
+        ready.asleep.store(true, Ordering::SeqCst);
+        let sleeps = ready.tasks.lock().is_empty();
+        if !sleeps {
+            self.rise();
+        }
+        sleeps
+    }
+
+    /// The vCPU does not sleep any more.
+    pub fn rise(&self) {
+        self.0.ready.asleep.store(false, Ordering::SeqCst);
+    }
+
     /// Adds a task; it is polled first at a later [`turn`](Executor::turn).
     pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
         let mut tasks = self.0.tasks.borrow_mut();
@@ -73,7 +114,7 @@ impl Executor {
     /// Polls one of the ready tasks, the one `choose` names among so many; false if none is ready.
     pub fn turn(&self, choose: &mut dyn FnMut(usize) -> usize) -> bool {
         let task = {
-            let mut ready = self.0.ready.0.lock();
+            let mut ready = self.0.ready.tasks.lock();
             let Some(last) = ready.len().checked_sub(1) else { return false };
             let chosen = if last == 0 { 0 } else { choose(last + 1).min(last) };
             ready.remove(chosen)
@@ -192,6 +233,7 @@ pub async fn yield_now() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::atomic::AtomicU64;
 
     #[test]
     fn tasks_run_in_the_order_chosen_and_slots_are_used_again() {
@@ -224,6 +266,27 @@ mod tests {
         });
         while exec.turn(&mut |_| 0) {}
         assert_eq!((done.get(), exec.tasks()), (1, 0));
+    }
+
+    #[test]
+    fn who_has_a_task_does_not_lie_down() {
+        let exec = Executor::default();
+        let kicks = Arc::new(AtomicU64::new(0));
+        let kicked = kicks.clone();
+        exec.kicked_by(Arc::new(move || {
+            kicked.fetch_add(1, Ordering::Relaxed);
+        }));
+        exec.spawn(async {});
+        assert!(!exec.lie_down());
+        while exec.turn(&mut |_| 0) {}
+        assert!(exec.lie_down());
+        exec.spawn(async {});
+        exec.spawn(async {});
+        assert_eq!(kicks.load(Ordering::Relaxed), 1, "once is enough");
+        exec.rise();
+        while exec.turn(&mut |_| 0) {}
+        exec.spawn(async {});
+        assert_eq!(kicks.load(Ordering::Relaxed), 1, "who is up needs no kick");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use core::ops::Range;
 
 use crate::domain::{Domain, count};
 use crate::grant;
-use crate::limits::{KEPT_PAGES, KEPT_PER_RING};
+use crate::limits::KEPT_PER_RING;
 use crate::page::Page;
 use crate::port::{Access, DomId, Foreign, GrantRef, Move, Refused, Way, Xen};
 
@@ -108,7 +108,7 @@ impl<X: Xen> Kept<X> {
             let mut page: Vec<_> = oldest.page.take().into_iter().collect();
             unmap(&self.domain, &mut page);
         }
-        if self.domain.kept.get() >= KEPT_PAGES {
+        if !self.domain.memory.keep_page() {
             return None;
         }
         let mut mapped = Vec::with_capacity(1);
@@ -116,11 +116,11 @@ impl<X: Xen> Kept<X> {
         match mapped.pop()? {
             Ok(page) => {
                 count(&self.domain.held.mappings, 1);
-                count(&self.domain.kept, 1);
                 *oldest = Place { grant, used: now, page: Some(page) };
                 Some(first + at)
             }
             Err(refused) => {
+                self.domain.memory.let_pages_go(1);
                 // The page may be there for the next request; any other reason stays one.
                 self.full = refused != Refused::AGAIN;
                 None
@@ -137,9 +137,8 @@ fn near(grant: GrantRef) -> Range<usize> {
 }
 
 fn unmap<X: Xen>(domain: &Domain<X>, pages: &mut Vec<X::Mapping>) {
-    let pages_kept = pages.len() as isize;
-    count(&domain.held.mappings, -pages_kept);
-    count(&domain.kept, -pages_kept);
+    count(&domain.held.mappings, -(pages.len() as isize));
+    domain.memory.let_pages_go(pages.len());
     domain.xen.unmap(pages);
 }
 

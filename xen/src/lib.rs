@@ -6,12 +6,14 @@
 //! - [`memory`]: our own, and who may count on some of it
 //! - [`kept`]: a peer's pages that stay mapped
 //! - [`look`]: when to look at a ring instead of sleeping
+//! - [`across`]: what one vCPU tells another
 //! - [`schedule`]: where a simulator lets peers run
 //! - [`vchan`]: byte streams that other domains open
 #![no_std]
 
 extern crate alloc;
 
+pub mod across;
 mod atomic;
 pub mod domain;
 pub mod event;

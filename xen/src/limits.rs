@@ -15,6 +15,8 @@ pub const SEGMENTS_PER_VBD: usize = 512;
 pub const KEPT_PER_RING: usize = 2048;
 /// The same of all rings together. Rings have to be mapped too: this and [`RING_PAGES`] fit the image's window.
 pub const KEPT_PAGES: usize = 16384;
+/// Rings of one disk, each served by a vCPU of its own (`multi-queue-max-queues`).
+pub const QUEUES: usize = 8;
 /// Pages of all rings.
 pub const RING_PAGES: usize = VBDS << RING_ORDER;
 /// log2 of the most pages of a ring (`max-ring-page-order`).

@@ -1,19 +1,21 @@
 //! Our own memory, and who may count on some of it: an allocation that fails is the end of the domain, so whatever others
 //! can make us use was promised before, and what is more than that waits while memory is short.
 
-use alloc::rc::Rc;
-use core::cell::Cell;
+use alloc::sync::Arc;
 use core::fmt;
 
-use crate::limits::MEMORY_SPARE;
+use crate::atomic::{AtomicUsize, Ordering};
+use crate::limits::{KEPT_PAGES, MEMORY_SPARE};
 
-/// The heap as a whole; cloning gives another handle on the same one.
+/// The heap as a whole, of all vCPUs; cloning gives another handle on the same one.
 #[derive(Clone)]
-pub struct Budget(Rc<Heap>);
+pub struct Budget(Arc<Heap>);
 
 struct Heap {
     figures: fn() -> (usize, usize),
-    promised: Cell<usize>,
+    promised: AtomicUsize,
+    /// Pages of peers that stay mapped between requests.
+    kept: AtomicUsize,
 }
 
 /// Bytes that somebody may count on, until it is dropped.
@@ -25,7 +27,7 @@ pub struct Promise {
 impl Budget {
     /// `figures` tells the bytes of the heap in use, and in all.
     pub fn new(figures: fn() -> (usize, usize)) -> Self {
-        Budget(Rc::new(Heap { figures, promised: Cell::new(0) }))
+        Budget(Arc::new(Heap { figures, promised: AtomicUsize::new(0), kept: AtomicUsize::new(0) }))
     }
 
     /// Bytes of the heap in use, and in all.
@@ -41,17 +43,32 @@ impl Budget {
 
     /// Promises so many bytes; none if there would be too little left.
     pub fn promise(&self, bytes: usize) -> Option<Promise> {
-        let promised = self.0.promised.get().checked_add(bytes)?;
         if self.left() < MEMORY_SPARE.checked_add(bytes)? {
             return None;
         }
-        self.0.promised.set(promised);
+        // Promises are made by one vCPU; others may let go of theirs meanwhile.
+        self.0.promised.fetch_add(bytes, Ordering::Relaxed);
         Some(Promise { memory: self.clone(), bytes })
     }
 
     fn left(&self) -> usize {
         let (used, all) = self.figures();
-        all.saturating_sub(used).saturating_sub(self.0.promised.get())
+        all.saturating_sub(used).saturating_sub(self.promised())
+    }
+
+    fn promised(&self) -> usize {
+        self.0.promised.load(Ordering::Relaxed)
+    }
+
+    /// Notes that one more page of a peer is to stay mapped; false if there are as many as there may be.
+    pub(crate) fn keep_page(&self) -> bool {
+        let fits = |kept| (kept < KEPT_PAGES).then_some(kept + 1);
+        self.0.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+    }
+
+    /// So many of them are not kept any more.
+    pub(crate) fn let_pages_go(&self, pages: usize) {
+        self.0.kept.fetch_sub(pages, Ordering::Relaxed);
     }
 }
 
@@ -59,15 +76,14 @@ impl Budget {
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (used, all) = self.figures();
-        let (used, promised, all) = (used / 1024, self.0.promised.get() / 1024, all / 1024);
+        let (used, promised, all) = (used / 1024, self.promised() / 1024, all / 1024);
         write!(f, "not enough memory: of {all} KiB {used} are in use and {promised} promised")
     }
 }
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        let promised = &self.memory.0.promised;
-        promised.set(promised.get() - self.bytes);
+        self.memory.0.promised.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -84,10 +100,10 @@ mod tests {
         let second = memory.promise(300).unwrap();
         assert!(memory.promise(1).is_none() && !memory.is_short());
         drop(first);
-        assert_eq!(memory.0.promised.get(), 300);
+        assert_eq!(memory.promised(), 300);
         let third = memory.promise(600).unwrap();
         drop((second, third));
-        assert_eq!(memory.0.promised.get(), 0);
+        assert_eq!(memory.promised(), 0);
         assert!(Budget::new(|| (1001, ALL)).is_short() && Budget::new(|| (ALL + 1, ALL)).is_short());
     }
 }

@@ -1,13 +1,14 @@
 //! The cut: the hypervisor as one domain sees it.
 //!
 //! Everything above [`Xen`] is product code and runs unchanged on the real hypervisor (package `boot`) and on the
-//! in-memory one of the tests (package `sim`). One method is one hypercall, or one look at a page shared with Xen. No
+//! in-memory one of the tests (package `sim`). Each vCPU has one of its own. One method is one hypercall, or one look at a page shared with Xen. No
 //! method has a policy, none waits but [`Xen::wait`].
 
 use alloc::vec::Vec;
 use core::ops::Deref;
 use core::time::Duration;
 
+use crate::exec::Kick;
 use crate::page::{Page, PageRef};
 
 /// A domain's number. Numbers are used again after a domain died.
@@ -136,7 +137,7 @@ pub trait Xen: 'static {
     /// What is at the other end of a port of ours. When a domain dies, its ends of all ports are closed: nothing else
     /// tells that it is gone.
     fn peer(&self, port: Port) -> PortState;
-    /// Takes every pending event, at most one per port.
+    /// Takes every pending event of the ports that this vCPU has opened, at most one per port.
     fn take_events(&self, each: &mut dyn FnMut(Port));
 
     /// Grants `page` to another domain.
@@ -154,6 +155,8 @@ pub trait Xen: 'static {
     fn now(&self) -> Instant;
     /// Sleeps until an event is pending (returns at once if one is) or `until` has come.
     fn wait(&self, until: Option<Instant>);
+    /// What ends a [`wait`](Xen::wait) of this vCPU, this one or the next. For other vCPUs.
+    fn kick(&self) -> Kick;
     /// Writes bytes to the console. Never waits for a reader: what does not fit is dropped.
     fn say(&self, bytes: &[u8]);
     /// The page shared with xenstored (`io/xs_wire.h`) and the port that goes with it.

@@ -162,7 +162,7 @@ fn sweep<X: Xen>(domain: &Domain<X>, stuck: &Stuck<X>) -> usize {
     let kept: Vec<_> = before.into_iter().filter_map(|lent| lent.release().err()).collect();
     let left = kept.len();
     if left < stuck_before {
-        domain.held.changed.raise();
+        domain.changed.raise();
     }
     // What came meanwhile is none: releasing waits for nothing.
     stuck.replace(kept);

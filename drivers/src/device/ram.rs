@@ -8,7 +8,8 @@ use xen::page::{NoMemory, PAGE_BYTES, Page, Run};
 
 use crate::disk::{Device, Discard, Error, Info, Op, Piece, SECTOR_BYTES, SECTORS_PER_PAGE, within};
 
-/// The disk.
+/// The disk; cloning gives another handle on the same one, for any vCPU.
+#[derive(Clone)]
 pub struct Ram {
     run: Run,
     sectors: u64,

@@ -21,9 +21,30 @@ pub fn open(time: &'static Time, began: u64) {
 
 /// Nanoseconds of Xen's system time; 0 as long as there is no clock.
 pub fn now() -> Instant {
-    let Some(clock) = CLOCK.get() else { return Instant(0) };
+    CLOCK.get().map_or(Instant(0), |clock| latest(clock, &LATEST))
+}
+
+fn latest(clock: &Time, latest: &AtomicU64) -> Instant {
     let now = clock.now(counter);
-    Instant(LATEST.fetch_max(now, Ordering::Relaxed).max(now))
+    Instant(latest.fetch_max(now, Ordering::Relaxed).max(now))
+}
+
+/// A vCPU's own clock: a line that no other writes.
+pub struct Clock {
+    time: &'static Time,
+    latest: AtomicU64,
+}
+
+impl Clock {
+    /// By what Xen tells this vCPU.
+    pub fn new(time: &'static Time) -> Self {
+        Clock { time, latest: AtomicU64::new(0) }
+    }
+
+    /// Nanoseconds of Xen's system time, as this vCPU is told them.
+    pub fn now(&self) -> Instant {
+        latest(self.time, &self.latest)
+    }
 }
 
 /// Microseconds since our own start.

@@ -99,8 +99,14 @@ pub struct LastWords;
 impl LastWords {
     /// To be made only when nothing else will run.
     pub fn new() -> Self {
+        // Another vCPU says a line in much less than this.
+        const PATIENCE_NS: u64 = 10_000_000;
+        let start = clock::now().0;
+        while CONSOLE.is_locked() && clock::now().0 - start < PATIENCE_NS {
+            core::hint::spin_loop();
+        }
         if CONSOLE.is_locked() {
-            // SAFETY: the holder is below us on the only stack and will never run again.
+            // SAFETY: the holder is below us on this stack and will never run again.
             unsafe { CONSOLE.force_unlock() };
         }
         LastWords

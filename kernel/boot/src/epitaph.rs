@@ -4,7 +4,7 @@
 use core::arch::asm;
 use core::fmt::Write;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use xen_sys::sched::{SCHEDOP_shutdown, SHUTDOWN_crash, sched_shutdown};
 
@@ -12,7 +12,8 @@ use crate::console::LastWords;
 use crate::idt::Frame;
 use crate::{hypercall, paging};
 
-static DYING: AtomicBool = AtomicBool::new(false);
+/// One more than the number of the vCPU that tells why; 0 while all is well.
+static DYING: AtomicUsize = AtomicUsize::new(0);
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
@@ -38,7 +39,7 @@ pub fn fault(frame: &Frame, address: u64) -> ! {
         6 => "invalid instruction",
         8 => "double fault",
         13 => "general protection",
-        14 if paging::guards().iter().any(|guard| guard.contains(&address)) => "stack overflow",
+        14 if paging::guards().any(|guard| guard.contains(&address)) => "stack overflow",
         14 if address < 4096 => "null pointer",
         14 => "page fault",
         18 => "machine check",
@@ -77,10 +78,18 @@ pub fn fault(frame: &Frame, address: u64) -> ! {
     end(words, frame.rbp)
 }
 
-/// A fault in the telling ends it at once.
+/// A fault in the telling ends it at once; another vCPU's waits for the end of the first.
 fn begin() {
-    if DYING.swap(true, Ordering::SeqCst) {
-        shutdown(SHUTDOWN_crash);
+    let stack: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rsp", out(reg) stack, options(nomem, nostack, preserves_flags)) };
+    let me = paging::vcpu_at(stack) + 1;
+    match DYING.compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => {}
+        Err(other) if other == me => shutdown(SHUTDOWN_crash),
+        Err(_) => loop {
+            core::hint::spin_loop();
+        },
     }
 }
 
@@ -99,7 +108,8 @@ fn end(mut words: LastWords, frame: u64) -> ! {
 fn backtrace(mut frame: u64, mut each: impl FnMut(u64)) {
     const DEPTH_MAX: usize = 32;
     for _ in 0..DEPTH_MAX {
-        let inside = paging::stacks().iter().any(|stack| stack.start <= frame && frame + 16 <= stack.end);
+        let stacks = paging::stacks(paging::vcpu_at(frame));
+        let inside = stacks.iter().any(|stack| stack.start <= frame && frame + 16 <= stack.end);
         if !inside || !frame.is_multiple_of(8) {
             return;
         }

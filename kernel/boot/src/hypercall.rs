@@ -93,13 +93,13 @@ pub unsafe fn event_channel<T>(operation: u64, argument: &mut T) -> Result<u64, 
     unsafe { call(__HYPERVISOR_event_channel_op, [operation, argument as *mut T as u64, 0]) }
 }
 
-/// `vcpu_op` for the first vCPU.
+/// `vcpu_op` for the vCPU of this number.
 ///
 /// # Safety
-/// `operation` takes a `T`.
-pub unsafe fn vcpu<T>(operation: u64, argument: &mut T) -> Result<u64, Refused> {
+/// `operation` takes a `T`, or nothing, and what it does to our memory is sound.
+pub unsafe fn vcpu<T>(operation: u64, vcpu: usize, argument: &mut T) -> Result<u64, Refused> {
     // SAFETY: the caller's.
-    unsafe { call(__HYPERVISOR_vcpu_op, [operation, 0, argument as *mut T as u64]) }
+    unsafe { call(__HYPERVISOR_vcpu_op, [operation, vcpu as u64, argument as *mut T as u64]) }
 }
 
 /// `sched_op`

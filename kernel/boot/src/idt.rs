@@ -4,6 +4,7 @@
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 
+use crate::mates::VCPUS_MAX;
 use crate::{epitaph, paging};
 
 /// The vector of Xen's upcall; any that is not the processor's own.
@@ -142,11 +143,20 @@ unsafe extern "C" {
 /// Tables of the processor: written once at the start, then only read by it.
 struct Fixed<T>(UnsafeCell<T>);
 
-// SAFETY: written only in `load`, by the one vCPU there is then.
+// SAFETY: written only in `load`: those of a vCPU by itself, the common one by the first, before there are others.
 unsafe impl<T> Sync for Fixed<T> {}
 
-static GDT: Fixed<[u64; 5]> = Fixed(UnsafeCell::new([0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0, 0]));
-static TSS: Fixed<[u32; 26]> = Fixed(UnsafeCell::new([0; 26]));
+/// Segments, and the task state.
+#[repr(C)]
+struct Own {
+    gdt: [u64; 5],
+    tss: [u32; 26],
+}
+
+static OWN: [Fixed<Own>; VCPUS_MAX] = [const {
+    let gdt = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0, 0];
+    Fixed(UnsafeCell::new(Own { gdt, tss: [0; 26] }))
+}; VCPUS_MAX];
 static IDT: Fixed<[[u64; 2]; 256]> = Fixed(UnsafeCell::new([[0; 2]; 256]));
 
 /// A gate to `handler`, with interrupts off.
@@ -163,13 +173,16 @@ struct Pointer {
     base: u64,
 }
 
-/// Loads segments, the task state with the stacks, and the handlers.
-pub fn load() {
-    let [_, fault_stack, double_stack] = paging::stacks();
-    let (gdt, tss, idt) = (GDT.0.get(), TSS.0.get(), IDT.0.get());
-    let task = tss as u64;
-    // SAFETY: nothing else refers to the three tables before they are loaded, below.
+/// Loads segments, the task state with the stacks, and the handlers. Once on each vCPU, on the first before there are
+/// others.
+pub fn load(vcpu: usize) {
+    let [_, fault_stack, double_stack] = paging::stacks(vcpu);
+    let (own, idt) = (OWN[vcpu].0.get(), IDT.0.get());
+    // SAFETY: nothing else refers to this vCPU's tables before they are loaded, below, and nothing writes to the common
+    // one but the first vCPU, here.
     unsafe {
+        let (gdt, tss) = (&raw mut (*own).gdt, &raw mut (*own).tss);
+        let task = tss as u64;
         for (slot, top) in [(9, fault_stack.end), (11, double_stack.end)] {
             (*tss)[slot] = top as u32;
             (*tss)[slot + 1] = (top >> 32) as u32;
@@ -178,12 +191,14 @@ pub fn load() {
         (*tss)[25] = 104 << 16;
         (*gdt)[3] = 103 | (task & 0xff_ffff) << 16 | 0x89 << 40 | (task >> 24 & 0xff) << 56;
         (*gdt)[4] = task >> 32;
-        for (vector, entry) in (*idt).iter_mut().take(32).enumerate() {
-            *entry = gate(&raw const exceptions as u64 + 16 * vector as u64, stack(vector));
+        if vcpu == 0 {
+            for (vector, entry) in (*idt).iter_mut().take(32).enumerate() {
+                *entry = gate(&raw const exceptions as u64 + 16 * vector as u64, stack(vector));
+            }
+            (*idt)[UPCALL as usize] = gate(upcall as *const () as u64, 0);
         }
-        (*idt)[UPCALL as usize] = gate(upcall as *const () as u64, 0);
     }
-    let gdt = Pointer { limit: size_of::<[u64; 5]>() as u16 - 1, base: gdt as u64 };
+    let gdt = Pointer { limit: size_of::<[u64; 5]>() as u16 - 1, base: own as u64 };
     let idt = Pointer { limit: size_of::<[[u64; 2]; 256]>() as u16 - 1, base: idt as u64 };
     // SAFETY: the tables are complete and live for ever; code and data segment are what they were at the start.
     unsafe {

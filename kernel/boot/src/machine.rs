@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use xen::exec::Kick;
 use xen::page::{Page, PageRef};
 use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Move, Port, PortState, Refused, StillInUse, Stop, Xen};
 use xen_sys::sched::{SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot};
@@ -9,16 +10,16 @@ use xen_sys::sched::{SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot};
 use crate::events::{self, Events};
 use crate::grants::{self, Grants};
 use crate::window::{Mapping, Window};
-use crate::{clock, console, epitaph};
+use crate::{console, epitaph};
 
-/// This domain.
+/// This domain, as one of its vCPUs sees it.
 pub struct Machine {
-    /// Event channels.
+    /// Event channels of this vCPU.
     pub events: Events,
     /// The grant table.
-    pub grants: Grants,
+    pub grants: &'static Grants,
     /// Pages of other domains.
-    pub window: Window,
+    pub window: &'static Window,
     /// The page shared with xenstored, and its port.
     pub store: (&'static Page, Port),
 }
@@ -62,10 +63,13 @@ impl Xen for Machine {
     }
 
     fn now(&self) -> Instant {
-        clock::now()
+        self.events.now()
     }
     fn wait(&self, until: Option<Instant>) {
         self.events.wait(until)
+    }
+    fn kick(&self) -> Kick {
+        self.events.kick()
     }
     fn say(&self, bytes: &[u8]) {
         console::say(bytes)

@@ -36,20 +36,42 @@ const _: () = {
     assert!(offset_of!(Shared, masks) == offset_of!(shared_info, evtchn_mask));
 };
 
-impl Shared {
-    /// Whether an upcall is due on the first vCPU: some port has an event since the last [`take`](Shared::take).
-    pub fn is_pending(&self) -> bool {
-        self.vcpus[0].upcall_pending.load(Ordering::SeqCst) != 0
+/// The ports whose events are one vCPU's: the bits of all stand in the same words, and each takes only its own.
+pub struct Ports([AtomicU64; 64]);
+
+impl Default for Ports {
+    fn default() -> Self {
+        Ports(core::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl Ports {
+    /// One more. Only its own vCPU looks at these.
+    pub fn add(&self, port: u32) {
+        self.0[port as usize / 64].fetch_or(1 << (port % 64), Ordering::Relaxed);
     }
 
-    /// Takes the pending events of the first vCPU, each port once. An event that comes meanwhile raises the upcall
-    /// again: its flag is cleared before anything is looked at. One pass and no loop, so a peer that never stops
+    /// One less.
+    pub fn remove(&self, port: u32) {
+        self.0[port as usize / 64].fetch_and(!(1 << (port % 64)), Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    /// Whether an upcall is due on this vCPU: some port has an event since the last [`take`](Shared::take).
+    pub fn is_pending(&self, vcpu: usize) -> bool {
+        self.vcpus[vcpu].upcall_pending.load(Ordering::SeqCst) != 0
+    }
+
+    /// Takes the pending events of this vCPU and of these ports, each port once. An event that comes meanwhile raises the
+    /// upcall again: its flag is cleared before anything is looked at. One pass and no loop, so a peer that never stops
     /// sending does not keep us here.
-    pub fn take(&self, each: &mut dyn FnMut(u32)) {
-        let vcpu = &self.vcpus[0];
+    pub fn take(&self, vcpu: usize, ports: &Ports, each: &mut dyn FnMut(u32)) {
+        let vcpu = &self.vcpus[vcpu];
         vcpu.upcall_pending.swap(0, Ordering::SeqCst);
         for word in bits(vcpu.selector.swap(0, Ordering::SeqCst)) {
-            let news = self.pending[word].load(Ordering::SeqCst) & !self.masks[word].load(Ordering::SeqCst);
+            let its = ports.0[word].load(Ordering::Relaxed) & !self.masks[word].load(Ordering::SeqCst);
+            let news = self.pending[word].load(Ordering::SeqCst) & its;
             self.pending[word].fetch_and(!news, Ordering::SeqCst);
             for bit in bits(news) {
                 each((word * 64 + bit) as u32);
@@ -97,9 +119,19 @@ mod tests {
         }
     }
 
+    fn all() -> Ports {
+        let ports = Ports::default();
+        (0..4096).for_each(|port| ports.add(port));
+        ports
+    }
+
     impl Shared {
         /// What Xen does (`evtchn_2l_set_pending`).
         fn send(&self, port: u32) {
+            self.send_to(0, port);
+        }
+
+        fn send_to(&self, vcpu: usize, port: u32) {
             let (word, bit) = (port as usize / 64, 1 << (port % 64));
             if self.pending[word].fetch_or(bit, Ordering::SeqCst) & bit != 0 {
                 return;
@@ -108,15 +140,15 @@ mod tests {
                 return;
             }
             let selected = 1 << word;
-            if self.vcpus[0].selector.fetch_or(selected, Ordering::SeqCst) & selected == 0 {
-                self.vcpus[0].upcall_pending.store(1, Ordering::SeqCst);
+            if self.vcpus[vcpu].selector.fetch_or(selected, Ordering::SeqCst) & selected == 0 {
+                self.vcpus[vcpu].upcall_pending.store(1, Ordering::SeqCst);
             }
         }
 
         fn taken(&self) -> Vec<u32> {
-            let mut ports = Vec::new();
-            self.take(&mut |port| ports.push(port));
-            ports
+            let mut taken = Vec::new();
+            self.take(0, &all(), &mut |port| taken.push(port));
+            taken
         }
     }
 
@@ -126,9 +158,9 @@ mod tests {
         for port in [4095, 0, 63, 64, 64, 1000] {
             shared.send(port);
         }
-        assert!(shared.is_pending());
+        assert!(shared.is_pending(0));
         assert_eq!(shared.taken(), [0, 63, 64, 1000, 4095]);
-        assert!(!shared.is_pending());
+        assert!(!shared.is_pending(0));
         assert_eq!(shared.taken(), []);
     }
 
@@ -137,13 +169,32 @@ mod tests {
         let shared = shared();
         shared.send(5);
         let mut first = Vec::new();
-        shared.take(&mut |port| {
+        shared.take(0, &all(), &mut |port| {
             first.push(port);
             shared.send(port);
         });
         assert_eq!(first, [5]);
-        assert!(shared.is_pending());
+        assert!(shared.is_pending(0));
         assert_eq!(shared.taken(), [5]);
+    }
+
+    #[test]
+    fn each_vcpu_takes_its_own_ports() {
+        let shared = shared();
+        let (first, second) = (Ports::default(), Ports::default());
+        first.add(3);
+        [4, 70].iter().for_each(|port| second.add(*port));
+        [(0, 3), (1, 4), (1, 70)].iter().for_each(|(vcpu, port)| shared.send_to(*vcpu, *port));
+        let taken = |vcpu, ports: &Ports| {
+            let mut taken = Vec::new();
+            shared.take(vcpu, ports, &mut |port| taken.push(port));
+            taken
+        };
+        assert_eq!((taken(0, &first), shared.is_pending(1)), (vec![3], true));
+        assert_eq!((taken(1, &second), shared.is_pending(1)), (vec![4, 70], false));
+        second.remove(4);
+        shared.send_to(1, 4);
+        assert_eq!(taken(1, &second), []);
     }
 
     #[test]
@@ -151,7 +202,7 @@ mod tests {
         let shared = shared();
         shared.mask(9);
         shared.send(9);
-        assert!(!shared.is_pending());
+        assert!(!shared.is_pending(0));
         shared.send(10);
         shared.send(11);
         shared.forget(10);

@@ -114,7 +114,7 @@ pub async fn run<X: Xen>(shared: Rc<Shared<X>>, channel: Channel) {
                 Err(broken) => log::debug!("control: {broken}"),
             }
             seats.free(&seat);
-            shared.domain.held.changed.raise();
+            shared.domain.changed.raise();
         });
     }
 }

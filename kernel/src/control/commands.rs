@@ -304,7 +304,7 @@ impl<X: Xen> Commands<'_, X> {
         let shared = self.line.shared;
         let json = match cookie {
             EVERY_MINOR => figures::all(shared).await,
-            _ => figures::one(shared, &*self.minor(cookie)?),
+            _ => figures::one(shared, &*self.minor(cookie)?).await,
         };
         let json = json.map_err(|_| failed(Errno::ENOMEM, "not enough memory for the statistics"))?;
         self.say(cookie, Body::StatsRsp { bytes: json.len() as u64 }).await?;

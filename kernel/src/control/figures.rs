@@ -15,10 +15,12 @@ use xen::port::Xen;
 use crate::Shared;
 use crate::minor::Minor;
 use crate::queue::Handle;
+use crate::stats::Stats;
 
 /// The figures of one minor.
-pub fn one<X: Xen>(shared: &Shared<X>, minor: &Minor<X>) -> Result<String, NoMemory> {
-    text(|json| vbd(json, shared, minor))
+pub async fn one<X: Xen>(shared: &Shared<X>, minor: &Minor<X>) -> Result<String, NoMemory> {
+    let stats = minor.total().await;
+    text(|json| vbd(json, shared, minor, &stats))
 }
 
 /// An array of those of all: made whole before its first byte is sent, for the answer tells its length first. Guests'
@@ -29,9 +31,10 @@ pub async fn all<X: Xen>(shared: &Shared<X>) -> Result<String, NoMemory> {
         if shared.domain.memory.is_short() {
             return Err(NoMemory);
         }
+        let stats = minor.total().await;
         json = more(json, |json| {
             json.write_str(if at > 0 { ", " } else { "" })?;
-            vbd(json, shared, minor)
+            vbd(json, shared, minor, &stats)
         })?;
         yield_now().await;
     }
@@ -63,8 +66,8 @@ fn more(text: String, write: impl FnOnce(&mut Fallible) -> fmt::Result) -> Resul
     json.1.map(|()| json.0)
 }
 
-fn vbd<X: Xen>(json: &mut Fallible, shared: &Shared<X>, minor: &Minor<X>) -> fmt::Result {
-    let (name, stats) = (minor.name(), &minor.stats);
+fn vbd<X: Xen>(json: &mut Fallible, shared: &Shared<X>, minor: &Minor<X>, stats: &Stats) -> fmt::Result {
+    let name = minor.name();
     let secs = Pair(stats.reads.sectors.get(), stats.writes.sectors.get());
     let (kind, source) = name.split_once(':').unwrap_or(("aio", &name));
     let failed = Pair(stats.reads.failed_sectors.get(), stats.writes.failed_sectors.get());
@@ -114,7 +117,7 @@ fn ring(handle: &Handle) -> Ring<'static> {
         pool: "td-xenio-default",
         domid: handle.guest.0,
         devid: handle.device,
-        queue: 0,
+        queue: handle.queue,
         pages: handle.pages,
         reqs: pair(&figures.requests, &figures.answers),
         kicks: pair(&figures.kicks_in, &figures.kicks_out),

@@ -15,7 +15,7 @@ use xen::port::{DomId, Port, PortState, Xen};
 
 use crate::Shared;
 use crate::minor::Minor;
-use crate::queue::{self, Handle, Ring};
+use crate::queue::{self, Handle, Ring, Whose};
 use crate::request::Desk;
 
 /// How often we look whether the guest is still at its end of the port: when it is not, nobody else may tell us.
@@ -59,7 +59,7 @@ pub fn connect<X: Xen>(shared: &Rc<Shared<X>>, minor: &Rc<Minor<X>>, blkif: &Blk
     let ring = ring.map_err(|no| OpenError::new(Errno::EINVAL, format!("domain {}: {no}", guest.0)))?;
     let port = ring.channel.port();
     let read_only = info.read_only || minor.is_read_only();
-    let handle = Handle::new(guest, device, ring.pages, true, minor.life());
+    let handle = Handle::new(Whose { guest, device, queue: 0, by_message: true, life: minor.life() }, ring.pages);
     let discard = info.discard.is_some() && !read_only;
     let desk = Desk::new(minor.clone(), handle.clone(), promise, read_only, discard, None);
     let (user, queue) = (minor.used(), queue::start(domain.clone(), Rc::new(desk), ring, handle.clone()));
@@ -69,7 +69,7 @@ pub fn connect<X: Xen>(shared: &Rc<Shared<X>>, minor: &Rc<Minor<X>>, blkif: &Blk
         drop(user);
     });
     domain.exec.spawn(look_after(shared.clone(), minor.clone(), handle, port));
-    shared.domain.held.changed.raise();
+    shared.domain.changed.raise();
     Ok(())
 }
 
@@ -94,5 +94,5 @@ async fn look_after<X: Xen>(shared: Rc<Shared<X>>, minor: Rc<Minor<X>>, handle: 
             Either::Second(true) => handle.end().await,
         }
     }
-    shared.domain.held.changed.raise();
+    shared.domain.changed.raise();
 }

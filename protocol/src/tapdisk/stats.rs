@@ -185,6 +185,13 @@ impl Latency {
         self.max_us = self.max_us.max(us);
     }
 
+    /// Counts all that another counted.
+    pub fn add(&mut self, other: &Latency) {
+        self.buckets.iter_mut().zip(&other.buckets).for_each(|(here, there)| *here = here.saturating_add(*there));
+        self.total_us = self.total_us.saturating_add(other.total_us);
+        self.max_us = self.max_us.max(other.max_us);
+    }
+
     /// Requests counted.
     pub fn count(&self) -> u64 {
         self.buckets.iter().fold(0, |sum, bucket| sum.saturating_add(*bucket))

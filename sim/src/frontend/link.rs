@@ -130,13 +130,17 @@ impl Link {
         self.flights.values().map(|group| group.flights.len() - group.answers.len()).sum()
     }
 
-    /// Whether there is a slot beyond those of `batch`, and nothing under way that this one would race with.
-    pub fn fits(&self, io: &Io, batch: &[Io]) -> bool {
+    /// Whether there is a slot beyond so many.
+    pub fn has_room(&self, batch: usize) -> bool {
         if self.ring.free() == 0 {
             marks::hit("frontend ring full");
         }
-        let mut others = self.all().map(|flight| &flight.io).chain(batch);
-        self.ring.free() as usize > batch.len() && others.all(|other| other.independent(io))
+        self.ring.free() as usize > batch
+    }
+
+    /// Whether nothing is under way, nor in `batch`, that this one would race with.
+    pub fn independent(&self, io: &Io, batch: &[Io]) -> bool {
+        self.all().map(|flight| &flight.io).chain(batch).all(|other| other.independent(io))
     }
 
     fn all(&self) -> impl Iterator<Item = &Flight> {

@@ -18,6 +18,7 @@ use crate::frontend::link::{Done, Geometry, Link};
 use crate::frontend::slips::{Script, Slip};
 pub use crate::frontend::workload::{Io, Workload};
 use crate::ledger::SharedLedger;
+use crate::marks;
 use crate::random::Random;
 use crate::run::Actor;
 use crate::store::{Client, Store};
@@ -55,6 +56,8 @@ pub struct Options {
     pub layout: Layout,
     /// The ring order it would like.
     pub order: u32,
+    /// Rings that it would like, as many as it has vCPUs.
+    pub queues: u32,
     /// Segments it would put in an indirect request; 0 is a guest that knows of none.
     pub indirect: usize,
     /// It says that it could keep pages granted, as Linux does by default, and does so if the backend offers the same.
@@ -78,6 +81,7 @@ impl Default for Options {
             style,
             layout,
             order: 0,
+            queues: 1,
             indirect: 32,
             persistent: true,
             abrupt: false,
@@ -95,6 +99,7 @@ impl Options {
         Options {
             layout: random.pick(&[Layout::X86_64, Layout::X86_32]),
             order: random.below(5) as u32,
+            queues: random.pick(&[1, 2, 4]),
             indirect: random.pick(&[0, 32, 256]),
             persistent: !random.one_in(3),
             ..Options::default()
@@ -207,7 +212,7 @@ pub struct Frontend {
     backend: DomId,
     backend_dir: String,
     phase: Phase,
-    link: Option<Link>,
+    links: Vec<Link>,
     model: SharedModel,
     wanted: VecDeque<Io>,
     workload: Option<Workload>,
@@ -252,7 +257,7 @@ impl Frontend {
             backend: DomId(0),
             backend_dir: String::new(),
             phase: Phase::Absent,
-            link: None,
+            links: Vec::new(),
             model,
             wanted: VecDeque::new(),
             workload: None,
@@ -278,7 +283,7 @@ impl Frontend {
 
     /// What its kernel makes of the disk, once connected.
     pub fn limits(&self) -> Vec<(&'static str, String)> {
-        self.offer.limits(self.link.as_ref().map_or(0, |link| link.segments_max))
+        self.offer.limits(self.links.first().map_or(0, |link| link.segments_max))
     }
 
     /// Whether it is connected with nothing to do and nothing under way.
@@ -288,17 +293,22 @@ impl Frontend {
 
     /// How many requests wait for their answer.
     pub fn in_flight(&self) -> usize {
-        self.link.as_ref().map_or(0, Link::in_flight)
+        self.links.iter().map(Link::in_flight).sum()
     }
 
-    /// Pages of its ring; 0 while it has none.
+    /// How many rings it has.
+    pub fn queues(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Pages of its first ring; 0 while it has none.
     pub fn ring_pages(&self) -> usize {
-        self.link.as_ref().map_or(0, |link| link.grants.len())
+        self.links.first().map_or(0, |link| link.grants.len())
     }
 
     /// Segments of its largest request; 0 while it has no ring.
     pub fn segments_max(&self) -> usize {
-        self.link.as_ref().map_or(0, |link| link.segments_max)
+        self.links.first().map_or(0, |link| link.segments_max)
     }
 
     /// Asks for one thing.
@@ -344,7 +354,7 @@ impl Frontend {
 
     /// The guest is gone, from one moment to the next.
     pub fn kill(&mut self) {
-        if let Some(link) = self.link.take() {
+        for link in std::mem::take(&mut self.links) {
             let (ios, _) = link.end();
             self.lose(ios);
         }
@@ -440,21 +450,35 @@ impl Frontend {
         let order = if self.options.style.jumps() { 0 } else { self.options.order.min(order_max) };
         let (guest, backend, devid, layout) = (self.guest, self.backend, self.devid, self.options.layout);
         let geometry = Geometry { guest, backend, devid, layout, order };
-        let link = Link::new(&self.world, self.random.fork(), &geometry);
+        self.slipped = self.options.slip.take();
+        // Who makes slips, and firmware, has one ring.
+        let one = self.options.style.jumps() || self.slipped.is_some();
+        let queues_max = if one { 1 } else { self.back("multi-queue-max-queues").unwrap_or(1) as u32 };
+        let queues = self.options.queues.min(queues_max);
         let mut keys: Vec<(String, String)> = Vec::new();
         let mut put = |key: &str, value: u32| keys.push((key.into(), value.to_string()));
-        if order == 0 {
-            put("ring-ref", link.grants[0].0);
-        } else {
+        if order > 0 {
             put("ring-page-order", order);
-            link.grants.iter().enumerate().for_each(|(i, grant)| put(&format!("ring-ref{i}"), grant.0));
         }
-        put("event-channel", link.port.0);
-        put("feature-persistent", u32::from(self.persistent()));
+        if queues > 1 {
+            put("multi-queue-num-queues", queues);
+            marks::hit("several rings");
+        }
+        for queue in 0..queues {
+            let link = Link::new(&self.world, self.random.fork(), &geometry);
+            let place = if queues > 1 { format!("queue-{queue}/") } else { String::new() };
+            match order {
+                0 => put(&format!("{place}ring-ref"), link.grants[0].0),
+                _ => (0..)
+                    .zip(&link.grants)
+                    .for_each(|(i, grant): (u32, _)| put(&format!("{place}ring-ref{i}"), grant.0)),
+            }
+            put(&format!("{place}event-channel"), link.port.0);
+            self.links.push(link);
+        }
+        keys.push(("feature-persistent".into(), u32::from(self.persistent()).to_string()));
         keys.push(("protocol".into(), layout.protocol().into()));
-        self.link = Some(link);
         self.phase = Phase::Offered;
-        self.slipped = self.options.slip.take();
         if let Some(slip) = self.slipped {
             return self.slip(slip, keys);
         }
@@ -477,8 +501,9 @@ impl Frontend {
         let offers = self.persistent() || self.slipped == Some(Slip::FeatureChanged);
         let persistent = offers && self.back("feature-persistent") == Some(1);
         let shares_ids = self.options.shares_ids;
-        let link = self.link_mut();
-        (link.segments_max, link.persistent, link.shares_ids) = (segments, persistent, shares_ids);
+        for link in &mut self.links {
+            (link.segments_max, link.persistent, link.shares_ids) = (segments, persistent, shares_ids);
+        }
         self.phase = Phase::Connected;
         self.tally.connects += 1;
         if !self.options.style.jumps() {
@@ -490,13 +515,15 @@ impl Frontend {
     }
 
     fn link_mut(&mut self) -> &mut Link {
-        self.link.as_mut().expect("offered one")
+        self.links.first_mut().expect("offered one")
     }
 
     /// Removes what it offered: a number that is left would soon mean something else.
     fn take_back(&self) {
         let names = self.client.directory(&self.dir).unwrap_or_default();
-        for name in names.iter().filter(|name| name.starts_with("ring-") || *name == "event-channel") {
+        let is_its =
+            |name: &str| ["ring-", "event-channel", "queue-", "multi-queue-"].iter().any(|key| name.starts_with(key));
+        for name in names.iter().filter(|name| is_its(name)) {
             let _gone = self.client.remove(&format!("{}/{name}", self.dir));
         }
     }
@@ -529,7 +556,7 @@ impl Frontend {
         if !said && self.in_flight() > 0 {
             self.world.excuse(self.guest);
         }
-        if let Some(link) = self.link.take() {
+        for link in std::mem::take(&mut self.links) {
             let (ios, grants) = link.end();
             self.lose(ios);
             self.deferred.extend(grants);
@@ -566,7 +593,7 @@ impl Frontend {
         if self.in_flight() > 0 {
             self.world.excuse(self.guest);
         }
-        if let Some(link) = self.link.take() {
+        for link in std::mem::take(&mut self.links) {
             let (ios, grants) = link.end();
             self.lose(ios);
             self.deferred.extend(grants);
@@ -591,10 +618,8 @@ impl Frontend {
     }
 
     fn interrupt(&mut self) -> bool {
-        let Some(link) = &mut self.link else { return false };
-        if !self.world.take_event(self.guest, link.port) {
-            return false;
-        }
+        let (world, guest) = (&self.world, self.guest);
+        let Some(link) = self.links.iter_mut().find(|link| world.take_event(guest, link.port)) else { return false };
         let done = match link.interrupt() {
             Ok(done) => done,
             Err(why) => self.fail(&why),
@@ -648,10 +673,20 @@ impl Frontend {
         if self.phase != Phase::Connected {
             return false;
         }
-        let Some(link) = &mut self.link else { return false };
+        let in_flight = self.in_flight();
+        // A vCPU of the guest asks by the ring that is its own.
+        let with_room: Vec<_> = (0..self.links.len()).filter(|at| self.links[*at].has_room(0)).collect();
+        let which = match with_room.len() {
+            0 => return false,
+            1 => with_room[0],
+            more => with_room[self.random.index(more)],
+        };
+        let (links, link) = (&self.links, &self.links[which]);
+        let fits =
+            |io: &Io, batch: &[Io]| link.has_room(batch.len()) && links.iter().all(|link| link.independent(io, batch));
         let mut batch: Vec<Io> = Vec::new();
         while let Some(io) = self.wanted.front() {
-            if !link.fits(io, &batch) || link.in_flight() + batch.len() >= DEPTH_MAX {
+            if !fits(io, &batch) || in_flight + batch.len() >= DEPTH_MAX {
                 break;
             }
             batch.push(self.wanted.pop_front().expect("just seen"));
@@ -660,7 +695,7 @@ impl Frontend {
         self.workload = self.workload.take().filter(|_| self.offer.sectors > 0);
         if let Some(workload) = &mut self.workload {
             let longest = 8 * link.segments_max as u64;
-            while workload.left > 0 && link.in_flight() + batch.len() < workload.depth {
+            while workload.left > 0 && in_flight + batch.len() < workload.depth {
                 let io = workload.next(&mut self.random, self.offer.sectors, longest, self.model.borrow().owner());
                 let offered = match io {
                     Io::Flush => self.offer.flush,
@@ -668,7 +703,7 @@ impl Frontend {
                     _ => true,
                 };
                 workload.left -= u32::from(!offered);
-                if offered && !link.fits(&io, &batch) {
+                if offered && !fits(&io, &batch) {
                     break;
                 }
                 if offered {
@@ -690,7 +725,7 @@ impl Frontend {
         let ledger = &self.ledger;
         let line = |io: &Io| ledger.as_ref().map(|ledger| ledger.borrow_mut().asked(io));
         let batch = batch.into_iter().map(|io| (line(&io), io)).map(|(line, io)| (io, line));
-        link.submit(batch.collect());
+        self.links[which].submit(batch.collect());
         true
     }
 
@@ -705,7 +740,7 @@ impl Frontend {
 impl Actor for Frontend {
     fn turn(&mut self) -> bool {
         if self.phase == Phase::Dead || self.silent {
-            self.link.iter_mut().for_each(Link::look_away);
+            self.links.iter_mut().for_each(Link::look_away);
             return false;
         }
         if !self.world.alive(self.guest) {

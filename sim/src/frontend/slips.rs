@@ -249,7 +249,7 @@ impl Frontend {
     pub(super) fn fits(&mut self) -> bool {
         let (world, guest) = (self.world.clone(), self.guest);
         let slip = self.slipped.take();
-        let Some(link) = &mut self.link else { return false };
+        let Some(link) = self.links.first_mut() else { return false };
         let mapped = |grants: &[GrantRef]| grants.iter().filter(|grant| world.in_use(guest, **grant)).count();
         let (right, wrong) = (mapped(&link.grants), mapped(&link.spare.grants));
         if !(right + wrong).is_power_of_two() || right + wrong > link.grants.len() {

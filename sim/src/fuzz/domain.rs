@@ -97,7 +97,7 @@ fn end(puppet: Puppet, mut stage: Stage, neighbour: &Guest) {
     assert_eq!(stage.run.world.life(PUPPET), None, "a zombie is left\n{}", stage.run.scene());
     puppet.untouched();
     let held = stage.run.tapdom().expect("it runs").held();
-    assert_eq!((held.pages.get(), held.mappings.get(), held.nodes.get()), (0, 0, 0), "{}", stage.run.scene());
+    assert_eq!((held.pages, held.mappings, held.nodes), (0, 0, 0), "{}", stage.run.scene());
     let left = stage.run.store.list(&format!("/local/domain/{}/backend", DRIVER.0));
     assert!(left.iter().all(|node| !node.contains("/state")), "{left:#?}");
 }

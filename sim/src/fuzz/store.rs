@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use protocol::mem::Memory;
 use protocol::xenstore::{HEADER_BYTES, Header, Kind, PAYLOAD_BYTES, Reason};
@@ -85,7 +86,7 @@ struct Us {
 
 impl Us {
     fn new(world: &World) -> Self {
-        let domain = Domain::new(SimXen::new(world, SELF), Budget::new(heap));
+        let domain = Domain::new(SimXen::new(world, SELF), Budget::new(heap), Arc::default());
         let store = Store::connect(&domain);
         Us { domain, store, asked: Vec::new(), got: Rc::default() }
     }

@@ -58,7 +58,7 @@ pub fn play(seed: u64) -> Report {
     }
     stage.assert_few_notes();
     let held = stage.run.tapdom().expect("it runs").held();
-    assert_eq!((held.pages.get(), held.mappings.get(), held.nodes.get()), (0, 0, 0), "still held");
+    assert_eq!((held.pages, held.mappings, held.nodes), (0, 0, 0), "still held");
     let left = stage.run.store.list(&format!("/local/domain/{}/backend", DRIVER.0));
     assert!(left.iter().all(|node| !node.contains("/state")), "{left:#?}");
     // And it still works.

@@ -455,7 +455,7 @@ impl Scene {
         let now = self.stage.run.baseline(DRIVER);
         let left = Baseline { nodes: now.nodes - (errors.len() - 1), ..now };
         assert_eq!(left, self.clean, "something is left\n{}", self.stage.run.scene());
-        assert_eq!(self.stage.run.tapdom().expect("it runs").held().pages.get(), 0, "pages of requests are still out");
+        assert_eq!(self.stage.run.tapdom().expect("it runs").held().pages, 0, "pages of requests are still out");
         // XSA-43: what guests do fills no log. A burst of 20 lines for every disk attached, then one a second.
         let seconds = self.stage.run.world.now().0 / 1_000_000_000;
         let most = 20 + self.attaches * (20 + seconds);

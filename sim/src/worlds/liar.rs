@@ -50,7 +50,7 @@ pub fn play(seed: u64) -> Report {
     report.guest(&victim.front.borrow().tally);
     stage.run.rest(Duration::from_secs(2));
     let held = stage.run.tapdom().expect("it runs").held();
-    assert_eq!((held.pages.get(), held.mappings.get(), held.nodes.get()), (0, 0, 0), "{}", stage.run.scene());
+    assert_eq!((held.pages, held.mappings, held.nodes), (0, 0, 0), "{}", stage.run.scene());
     report.add(&Report::of(&stage.run));
     report
 }

@@ -331,5 +331,5 @@ fn end(stage: &mut Stage, guests: Vec<Guest>, report: &mut Report) {
     assert!(numbers.is_empty(), "minors {numbers:?} are left\n{}", stage.run.scene());
     stage.assert_few_notes();
     let held = stage.run.tapdom().expect("it runs").held();
-    assert_eq!((held.pages.get(), held.mappings.get(), held.nodes.get()), (0, 0, 0), "{}", stage.run.scene());
+    assert_eq!((held.pages, held.mappings, held.nodes), (0, 0, 0), "{}", stage.run.scene());
 }

@@ -42,7 +42,7 @@ pub fn play(seed: u64) -> Report {
     let left = Baseline { nodes: now.nodes - errors.len().saturating_sub(1), ..now };
     assert_eq!(left, clean, "something is left\n{}", stage.run.scene());
     stage.assert_few_notes();
-    assert_eq!(stage.run.tapdom().expect("it runs").held().pages.get(), 0, "pages of requests are still out");
+    assert_eq!(stage.run.tapdom().expect("it runs").held().pages, 0, "pages of requests are still out");
     report.add(&Report::of(&stage.run));
     report
 }

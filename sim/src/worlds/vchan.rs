@@ -2,6 +2,7 @@
 //! only themselves, and when all have gone a fresh vchan is offered and nothing else is there.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use embedded_io_async::{Read, Write};
@@ -53,7 +54,7 @@ impl Echo {
     /// One server for each name, for these clients and with these orders.
     pub fn new(seed: u64, names: &[(&str, DomId)], orders: Orders) -> Self {
         let mut run = Run::new(seed);
-        let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(heap));
+        let domain = Domain::new(SimXen::new(&run.world, DRIVER), Budget::new(heap), Arc::default());
         let store = Store::connect(&domain);
         for (name, client) in names {
             if !run.world.alive(*client) {

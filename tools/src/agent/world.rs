@@ -105,6 +105,12 @@ impl<'a> World<'a> {
         Ok(Side::Guest(name))
     }
 
+    /// A PV guest of so many vCPUs.
+    pub fn wide_guest(&mut self, name: &'static str, vcpus: u32) -> Result<Side> {
+        self.create(name, "pv", &[], &[&format!("vcpus={vcpus}")])?;
+        Ok(Side::Guest(name))
+    }
+
     fn create(&mut self, name: &'static str, kind: &str, disks: &[(&str, Source)], more: &[&str]) -> Result<()> {
         let tools = format!("format=raw,vdev={TOOLS_DISK},access=r,backendtype=phy,target={TOOLS_LOOP}");
         let specs: Vec<String> = std::iter::once(tools)

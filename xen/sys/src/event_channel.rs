@@ -18,6 +18,10 @@ pub const EVTCHNOP_close: u64 = 3;
 pub const EVTCHNOP_send: u64 = 4;
 /// What a port is; an [`evtchn_status`].
 pub const EVTCHNOP_status: u64 = 5;
+/// Binds a port to an event that vCPUs of ours send each other; an [`evtchn_bind_ipi`].
+pub const EVTCHNOP_bind_ipi: u64 = 7;
+/// Says which vCPU a port tells; an [`evtchn_bind_vcpu`].
+pub const EVTCHNOP_bind_vcpu: u64 = 8;
 /// Makes a port another domain may bind; an [`evtchn_alloc_unbound`].
 pub const EVTCHNOP_alloc_unbound: u64 = 6;
 
@@ -59,6 +63,24 @@ pub struct evtchn_bind_virq {
     pub vcpu: u32,
     /// Out.
     pub port: evtchn_port_t,
+}
+
+/// Argument of `EVTCHNOP_bind_ipi`.
+#[repr(C)]
+pub struct evtchn_bind_ipi {
+    /// Which vCPU is told.
+    pub vcpu: u32,
+    /// Out.
+    pub port: evtchn_port_t,
+}
+
+/// Argument of `EVTCHNOP_bind_vcpu`.
+#[repr(C)]
+pub struct evtchn_bind_vcpu {
+    /// The port.
+    pub port: evtchn_port_t,
+    /// Which vCPU it is to tell.
+    pub vcpu: u32,
 }
 
 /// Argument of `EVTCHNOP_close`.

@@ -120,6 +120,8 @@ fn claims() -> Vec<Claim> {
             EVTCHN_2L_NR_CHANNELS,
             EVTCHNOP_bind_interdomain,
             EVTCHNOP_bind_virq,
+            EVTCHNOP_bind_ipi,
+            EVTCHNOP_bind_vcpu,
             EVTCHNOP_close,
             EVTCHNOP_send,
             EVTCHNOP_status,
@@ -141,7 +143,19 @@ fn claims() -> Vec<Claim> {
     structure!(all, "struct evtchn_status", event_channel::evtchn_status { dom, port, status, vcpu, u });
     numbers!(all, sched { SCHEDOP_shutdown, SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_crash });
     structure!(all, "struct sched_shutdown", sched::sched_shutdown { reason });
-    numbers!(all, vcpu { VCPUOP_set_singleshot_timer });
+    structure!(all, "struct evtchn_bind_ipi", event_channel::evtchn_bind_ipi { vcpu, port });
+    structure!(all, "struct evtchn_bind_vcpu", event_channel::evtchn_bind_vcpu { port, vcpu });
+    numbers!(all, vcpu { VCPUOP_initialise, VCPUOP_up, VCPUOP_is_up, VCPUOP_set_singleshot_timer, VCPU_HVM_MODE_64B });
+    structure!(
+        all,
+        "struct vcpu_hvm_x86_64",
+        vcpu::vcpu_hvm_x86_64 { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, rip, rflags, cr0, cr3, cr4, efer }
+    );
+    all.push(("sizeof(struct vcpu_hvm_context)", size_of::<vcpu::vcpu_hvm_context>() as i128));
+    all.push((
+        "offsetof(struct vcpu_hvm_context, cpu_regs)",
+        core::mem::offset_of!(vcpu::vcpu_hvm_context, cpu_regs) as i128,
+    ));
     structure!(all, "struct vcpu_set_singleshot_timer", vcpu::vcpu_set_singleshot_timer { timeout_abs_ns, flags });
     numbers!(
         all,
@@ -207,6 +221,7 @@ fn program(claims: &[Claim]) -> String {
         "sched",
         "vcpu",
         "hvm/hvm_op",
+        "hvm/hvm_vcpu",
         "hvm/params",
         "elfnote",
         "arch-x86/hvm/start_info",

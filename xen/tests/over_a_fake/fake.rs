@@ -3,9 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use xen::domain::Domain;
+use xen::exec::Kick;
 use xen::memory::Budget;
 use xen::page::{Page, PageRef};
 use xen::port::{Access, DomId, Foreign, GrantRef, Instant, Move, Port, PortState, Refused, StillInUse, Stop, Xen};
@@ -70,7 +72,7 @@ pub fn domain() -> (Rc<Domain<Fake>>, Fake) {
         now: Cell::new(0),
         page: PageRef::alone().unwrap(),
     }));
-    (Domain::new(fake.clone(), Budget::new(|| (0, usize::MAX))), fake)
+    (Domain::new(fake.clone(), Budget::new(|| (0, usize::MAX)), Arc::default()), fake)
 }
 
 /// Hands out events and runs every task until all sleep.
@@ -177,6 +179,9 @@ impl Xen for Fake {
 
     fn wait(&self, _: Option<Instant>) {}
 
+    fn kick(&self) -> Kick {
+        Arc::new(|| ())
+    }
     fn say(&self, _: &[u8]) {}
 
     fn store_ring(&self) -> (&Page, Port) {

@@ -9,6 +9,7 @@ pub(super) mod plugging;
 mod records;
 mod shapes;
 mod use_of_disks;
+mod vcpus;
 mod vhd;
 
 use std::time::Instant;
@@ -157,6 +158,12 @@ pub const ALL: &[Scenario] = &[
         shows: "a RAM disk of 64 MiB keeps files and passes fio",
         fits_dom0: false,
         run: use_of_disks::ram,
+    },
+    Scenario {
+        name: "vcpus",
+        shows: "a tapdom of two vCPUs serves a guest of two by two rings: files, fio, a pause, a destroy under load",
+        fits_dom0: false,
+        run: vcpus::two,
     },
     Scenario {
         name: "wrong-targets",
