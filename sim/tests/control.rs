@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use drivers::format::vhd::make::{Form, New};
 use sim::control::{Control, Dialect, Message, events, id};
 use sim::frontend::Workload;
+use sim::image::lay;
 use sim::run::{DRIVER, Run, seeds};
 use sim::stage::{GUEST, Stage};
 use sim::toolstack::Vbd;
@@ -464,6 +466,31 @@ fn a_store_that_fails_is_told_on_the_events_channel() {
     assert_eq!((errno, text.as_str()), (5, "the store failed: medium"));
     stage.detach(&guest);
     listener.close();
+    stage.assert_clean();
+}
+
+/// A VHD was once said to be a raw disk.
+#[test]
+fn what_serves_a_disk_is_told() {
+    let mut stage = Stage::with_control(5, 4096);
+    let image = New { id: [5; 16], sectors: 1200, timestamp: 0, form: Form::Dynamic(64) };
+    let control = join(&mut stage, Dialect::Blktap);
+    for (target, driver) in [
+        ("ram:1M", "{ \"type\": 5, \"name\": \"ram\", "),
+        ("aio:/dev/xvda", "{ \"type\": 0, \"name\": \"aio\", "),
+        ("vhd:/dev/xvda", "{ \"type\": 4, \"name\": \"vhd\", "),
+    ] {
+        if target.starts_with("vhd") {
+            lay(&mut stage.disk().borrow_mut(), &image);
+        }
+        let run = &mut stage.run;
+        control.create(run, 9, target);
+        let json = stats(run, &control, 9);
+        assert!(json.contains(&format!("\"driver\": {driver}")), "{json}");
+        control.done(run, &Message::new(Dialect::Blktap, id::CLOSE, 9));
+        control.done(run, &Message::new(Dialect::Blktap, id::DETACH, 9));
+    }
+    control.close();
     stage.assert_clean();
 }
 

@@ -72,7 +72,11 @@ fn vbd<X: Xen>(json: &mut Fallible, shared: &Shared<X>, minor: &Minor<X>, stats:
     let (kind, source) = name.split_once(':').unwrap_or(("aio", &name));
     let failed = Pair(stats.reads.failed_sectors.get(), stats.writes.failed_sectors.get());
     let queue = Queue { max: REQUESTS_PER_LOWER as u64, pending: minor.in_flight() as u64 };
-    let driver = if kind == "ram" { Driver::RAM } else { Driver { queue: Some(queue), ..Driver::AIO } };
+    let driver = match kind {
+        "ram" => Driver::RAM,
+        "vhd" => Driver::VHD,
+        _ => Driver { queue: Some(queue), ..Driver::AIO },
+    };
     let image = [Image { name: source, hits: secs, fail: failed, driver }];
     let open = matches!(minor.state(), State::Open | State::Pausing);
     let rings: Vec<Ring<'_>> = minor.rings.borrow().iter().map(|handle| ring(handle)).collect();
@@ -97,6 +101,8 @@ fn vbd<X: Xen>(json: &mut Fallible, shared: &Shared<X>, minor: &Minor<X>, stats:
             ("no_memory", stats.no_memory.get()),
             ("medium", stats.store.medium.get()),
             ("gone", stats.store.gone.get()),
+            ("full", stats.store.full.get()),
+            ("corrupt", stats.store.corrupt.get()),
             ("other", stats.store.other.get()),
         ],
         grants: Grants {
