@@ -61,4 +61,13 @@ mod tests {
         // A long silence gives a burst again and no more.
         assert_eq!((0..100).filter(|_| allowed(1_000_000)).count(), BURST as usize);
     }
+    #[test]
+    fn what_is_left_out_is_counted_and_the_number_told_once() {
+        let quiet = Quiet::new(Instant(0));
+        let say = |at: u64| quiet.say(Instant(at * 1_000_000_000), log::Level::Info, format_args!("a line"));
+        (0..BURST + 3).for_each(|_| say(0));
+        assert_eq!(quiet.dropped.get(), 3);
+        say(1);
+        assert_eq!(quiet.dropped.get(), 0);
+    }
 }

@@ -180,3 +180,25 @@ impl fmt::Display for Stats {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_is_counted_under_its_cause() {
+        let causes = Causes::default();
+        let errors = [
+            Error::Medium,
+            Error::Gone,
+            Error::NoSpace,
+            Error::Corrupt("a field"),
+            Error::ReadOnly,
+            Error::OutOfRange,
+            Error::Unsupported,
+        ];
+        errors.into_iter().for_each(|error| causes.add(error));
+        let each = [&causes.medium, &causes.gone, &causes.full, &causes.corrupt, &causes.other].map(Cell::get);
+        assert_eq!((each, causes.sum()), ([1, 1, 1, 1, 3], 7));
+    }
+}

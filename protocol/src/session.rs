@@ -340,6 +340,11 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn what_is_said_twice_is_said() {
+        assert_eq!(State::Paused.bits() | Bits::PAUSED, State::Paused.bits());
+    }
+
     /// Every request in every state, in the order of [`State::ALL`], written down from what tapdisk does and where the
     /// module's text says that this differs.
     const TABLE: &str = "

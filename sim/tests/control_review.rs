@@ -331,6 +331,29 @@ fn a_ring_is_connected_again_once_what_it_left_in_flight_has_ended() {
     control.done(run, &connect(0, XVDA, &third));
 }
 
+/// Who opened a disk read-only is not written to by the guest that a message connects, though the memory below could be.
+#[test]
+fn a_ring_that_a_message_connects_to_a_read_only_disk_writes_nothing() {
+    let mut stage = Stage::with_control(5, 2048);
+    let control = Control::join(&mut stage.run, Dialect::Blktap);
+    control.done(&mut stage.run, &Message::new(Dialect::Blktap, id::ATTACH, 0));
+    control.done(&mut stage.run, &Message::params(Dialect::Blktap, id::OPEN, 0, 2, "ram:1M"));
+    let _front = stage.run.frontend(GUEST, XVDA, &Model::zeroes(2048));
+    let (ring, data) = (ring(&stage), PageRef::alone().unwrap());
+    let grant = stage.run.world.lend(GUEST, &data, DRIVER, Access::ReadWrite).unwrap();
+    // WRITE of a sector.
+    let mut write = [0; 32];
+    (write[0], write[1]) = (1, 1);
+    write[24..28].copy_from_slice(&grant.0.to_le_bytes());
+    ring.0.write(64, &write);
+    ring.0.store(0, 1);
+    control.done(&mut stage.run, &connect(0, XVDA, &ring));
+    stage.run.rest(Duration::from_millis(100));
+    let mut status = [0; 2];
+    ring.0.read(64 + 10, &mut status);
+    assert_eq!((ring.0.load(8), i16::from_le_bytes(status)), (1, -1));
+}
+
 /// A guest's device was connected to two minors at once, and DISCONNECT, which names no minor, took either.
 #[test]
 fn a_guests_device_has_one_ring_whatever_the_minor() {

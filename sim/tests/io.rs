@@ -1,5 +1,6 @@
 //! What a guest reads is what was written, whatever the disks below and the guests beside do.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use sim::blkif::{Layout, SECTOR};
@@ -21,6 +22,22 @@ fn random_requests_on_memory() {
         stage.detach(&guest);
         stage.assert_clean();
     });
+}
+
+/// xenstored counts nodes: one that would only say the default is not there.
+#[test]
+fn the_physical_sector_of_a_lower_disk_is_told() {
+    let told = [Cell::new(false), Cell::new(false)];
+    seeds(0..12, |seed| {
+        let mut stage = Stage::with_lower(seed, 1024);
+        let guest = stage.on_lower(GUEST);
+        stage.attach(&guest);
+        let large = stage.back().borrow().options.physical_bytes == 4096;
+        told[usize::from(large)].set(true);
+        let node = format!("{}/physical-sector-size", guest.vbd.backend_dir());
+        assert_eq!(stage.run.store.client(DomId(0)).number(&node), large.then_some(4096));
+    });
+    assert!(std::env::var("SEED").is_ok() || told.iter().all(Cell::get));
 }
 
 #[test]

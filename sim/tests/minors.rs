@@ -262,3 +262,36 @@ fn a_pause_that_is_called_off_while_an_image_settles_holds_nothing() {
         sim::vhd::check(disk.borrow().bytes()).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     });
 }
+
+/// A PAUSE that was overtaken has nothing to say any more, also if it is dropped late: the PAUSE of now is another one.
+#[test]
+fn a_pause_that_was_overtaken_does_not_end_the_next_one() {
+    let mut stage = Stage::with_lower(3, 2048);
+    let guest = stage.on_lower(GUEST);
+    guest.front.borrow_mut().options.errors = true;
+    stage.attach(&guest);
+    stage.back().borrow_mut().options.stuck = true;
+    guest.front.borrow_mut().work(Workload::reading(20));
+    stage.run.rest(Duration::from_millis(100));
+    let number = stage.minor();
+    let states = stage.inside(async move |shared| {
+        let minor = shared.minors.get(number).expect("attached");
+        let begun = || {
+            let mut pause = Box::pin(minor.pause(&shared.domain));
+            assert!(
+                pause.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending(),
+                "requests are in flight"
+            );
+            pause
+        };
+        let first = begun();
+        minor.close(true).await;
+        minor.open(&shared.lowers, "ram:1M", false).await.expect("there is memory");
+        let second = begun();
+        drop(first);
+        let between = minor.state();
+        drop(second);
+        [between, minor.state()]
+    });
+    assert_eq!(states, [State::Pausing, State::Open]);
+}

@@ -107,6 +107,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_wished_twice_is_wished() {
+        let both = Flags::SHARED | Flags::RDONLY;
+        assert!((both | Flags::RDONLY) == both && both.contains(Flags::SHARED) && both.contains(Flags::RDONLY));
+    }
+
+    #[test]
     fn every_bit_has_its_name_or_none() {
         // From the two headers.
         let rfc = [

@@ -31,12 +31,15 @@ const CRATES: [(&str, &[(&str, &str)]); 4] = [
             ("xen", "lib"),
             ("xen", "over_a_fake"),
             ("sim", "hostile"),
-            ("sim", "persistent"),
-            ("sim", "life"),
-            ("sim", "vchan"),
             ("sim", "looks"),
-            ("sim", "io"),
             ("sim", "control"),
+            ("sim", "persistent"),
+            ("sim", "minors"),
+            ("sim", "regressions"),
+            ("sim", "life"),
+            ("sim", "io"),
+            ("sim", "vchan"),
+            ("sim", "store_errors"),
             ("sim", "faults"),
         ],
     ),
@@ -45,19 +48,22 @@ const CRATES: [(&str, &[(&str, &str)]); 4] = [
         &[
             ("drivers", "lib"),
             ("sim", "conformance"),
+            ("sim", "parents"),
+            ("sim", "volumes"),
+            ("sim", "hostile"),
+            ("sim", "looks"),
+            ("sim", "control"),
+            ("sim", "crash"),
+            ("sim", "regressions"),
+            ("sim", "minors"),
             ("sim", "vhd"),
             ("sim", "io"),
             ("sim", "lvm"),
-            ("sim", "volumes"),
-            ("sim", "parents"),
-            ("sim", "crash"),
-            ("sim", "vhd_memory"),
-            ("sim", "vhd_tool"),
-            ("sim", "hostile"),
-            ("sim", "regressions"),
             ("sim", "life"),
             ("sim", "fuzz_replay"),
             ("sim", "store_errors"),
+            ("sim", "vhd_tool"),
+            ("sim", "vhd_memory"),
             ("sim", "faults"),
             ("sim", "memory"),
         ],
@@ -68,17 +74,19 @@ const CRATES: [(&str, &[(&str, &str)]); 4] = [
             ("kernel", "lib"),
             ("sim", "hostile"),
             ("sim", "control"),
+            ("sim", "looks"),
             ("sim", "control_review"),
+            ("sim", "delay"),
+            ("sim", "persistent"),
+            ("sim", "regressions"),
             ("sim", "minors"),
             ("sim", "life"),
-            ("sim", "io"),
-            ("sim", "regressions"),
-            ("sim", "persistent"),
-            ("sim", "looks"),
             ("sim", "slips"),
+            ("sim", "io"),
+            ("sim", "records"),
+            ("sim", "vhd"),
             ("sim", "store_errors"),
             ("sim", "faults"),
-            ("sim", "delay"),
             ("sim", "memory"),
         ],
     ),
@@ -120,7 +128,7 @@ pub fn run(words: &[String]) -> Result<bool> {
         let suites: Vec<Suite> = suites.iter().map(|(package, target)| Suite::whole(package, target)).collect();
         let suites = suites.into_iter().map(|suite| Ok((honest(&suite, &tree)?, suite))).collect::<Result<Vec<_>>>()?;
         let mut figures = Figures::default();
-        for mutant in think(name, &parts)? {
+        for mutant in think(name, &parts, &tree)? {
             judge(&mutant, &suites, &tree, &mut figures).with_context(|| mutant.name.clone())?;
         }
         all.push((*name, figures));
@@ -145,8 +153,9 @@ fn honest(suite: &Suite, tree: &Tree) -> Result<Duration> {
 }
 
 /// The mutants of a crate, or those of a part, which has some of every file.
-fn think(name: &str, parts: &[&String]) -> Result<Vec<Mutant>> {
+fn think(name: &str, parts: &[&String], tree: &Tree) -> Result<Vec<Mutant>> {
     let mut cargo = Command::new("cargo");
+    cargo.current_dir(&tree.top);
     cargo.args(["mutants", "--list", "--json", "--gitignore=true", "--sharding=round-robin", "-p", name]);
     cargo.args(parts.iter().flat_map(|part| ["--shard", part]));
     let told = cargo.output().context("cargo mutants")?;

@@ -15,6 +15,8 @@ use crate::mutants::tree::Tree;
 const MEMORY: &str = "--as=8589934592";
 /// A mutant is built for one short run: what optimising costs is not paid back.
 const CHEAP: [(&str, &str); 2] = [("CARGO_PROFILE_DEV_OPT_LEVEL", "0"), ("CARGO_PROFILE_DEV_DEBUG", "0")];
+/// But where suites of the simulator run one after the other: ten seconds then save minutes.
+const FAST: [(&str, &str); 2] = [("CARGO_PROFILE_DEV_OPT_LEVEL", "1"), ("CARGO_PROFILE_DEV_DEBUG", "0")];
 
 /// Tests of the workspace: a package, a target (`lib` or a name in `tests`), and one function of it or all.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +71,8 @@ impl Suite {
             "lib" => cargo.arg("--lib"),
             name => cargo.args(["--test", name]),
         };
-        let cargo = cargo.env("CARGO_TARGET_DIR", &tree.target).env("RUSTFLAGS", "").envs(CHEAP);
+        let profile = if self.package == "sim" && self.function.is_none() { FAST } else { CHEAP };
+        let cargo = cargo.env("CARGO_TARGET_DIR", &tree.target).env("RUSTFLAGS", "").envs(profile);
         let built = cargo.stdin(Stdio::null()).output()?;
         let told = String::from_utf8_lossy(&built.stderr);
         if !built.status.success() {
