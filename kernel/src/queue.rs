@@ -192,8 +192,14 @@ impl<X: Xen> Ring<X> {
     }
 }
 
-/// Segments that count as one request of a turn where they are copied within turns: 16 KiB, so that a turn copies 1 MiB.
-const SEGMENTS_PER_SHARE: usize = 4;
+/// Segments that count as one request of a turn when they are copied: 8 KiB, so that a turn copies 512 KiB. Who comes
+/// meanwhile waits for that, at most about as long as a small request takes by itself.
+const SEGMENTS_PER_SHARE: usize = 2;
+
+/// What is left of a turn when so many segments were copied.
+fn spend(budget: &mut usize, segments: usize) {
+    *budget = budget.saturating_sub(segments / SEGMENTS_PER_SHARE);
+}
 
 /// Requests in flight: those that go straight, and those that are futures.
 struct Flow<X: Xen, F: Future> {
@@ -216,9 +222,22 @@ impl<X: Xen, F: Future<Output = Answer>> Flow<X, F> {
     }
 
     /// Lets every one that can go a step. True if any could.
-    fn poll(&mut self, desk: &Desk<X>, cx: &mut Context<'_>, mut answered: impl FnMut(Answer)) -> bool {
+    fn poll(
+        &mut self,
+        desk: &Desk<X>,
+        cx: &mut Context<'_>,
+        budget: &mut usize,
+        mut answered: impl FnMut(Answer),
+    ) -> bool {
         // Both are looked at: each must know whom to wake.
-        let landed = self.flights.poll(desk, cx, &mut answered);
+        let mut landed = false;
+        while *budget > 0
+            && let Some((answer, copied)) = self.flights.next(desk, cx)
+        {
+            landed = true;
+            spend(budget, copied);
+            answered(answer);
+        }
         self.slots.poll(cx, answered) || landed
     }
 }
@@ -263,7 +282,7 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
             }
             // A held disk leaves new requests where they are.
             let held = desk.minor.is_held(handle.life, &mut changed, cx);
-            let mut moved = flow.poll(&desk, cx, |answer| {
+            let mut moved = flow.poll(&desk, cx, &mut budget, |answer| {
                 if let Some(ring) = &mut ring {
                     put(ring, &answer, &handle);
                 }
@@ -325,7 +344,8 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
                 ring.channel.notify();
             }
             if budget == 0 {
-                // Others first.
+                // Others first, those too whose events came meanwhile.
+                domain.look();
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -374,16 +394,16 @@ fn take<X: Xen, F: Future<Output = Answer>>(
             }
             Ok(request) => {
                 let stack = stack.as_ref();
-                let segments = if let Some((answer, segments)) = stack.and_then(|it| desk.at_once(it, request)) {
+                let copied = if let Some((answer, segments)) = stack.and_then(|it| desk.at_once(it, request)) {
                     put(ring, &answer, handle);
                     segments
-                } else if let Some(segments) = stack.and_then(|it| desk.depart(it, request, &mut flow.flights)) {
-                    segments
+                } else if let Some(copied) = stack.and_then(|it| desk.depart(it, request, &mut flow.flights)) {
+                    copied
                 } else {
                     flow.slots.start(serve(request.clone()));
                     0
                 };
-                *budget = budget.saturating_sub(segments / SEGMENTS_PER_SHARE);
+                spend(budget, copied);
             }
             Err(rejected) => {
                 add(&handle.stats.rejected, 1);

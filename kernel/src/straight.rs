@@ -37,13 +37,14 @@ pub struct Flights<X: Xen> {
     table: Vec<Option<Flight<X>>>,
     free: Vec<usize>,
     ends: Rc<Completions<Result<(), Error>>>,
-    /// Those that have ended, while they are seen to.
+    /// Those that have ended, and how many of them have been seen to.
     landed: Vec<(usize, Result<(), Error>)>,
+    seen: usize,
 }
 
 impl<X: Xen> Default for Flights<X> {
     fn default() -> Self {
-        Flights { table: Vec::new(), free: Vec::new(), ends: Rc::default(), landed: Vec::new() }
+        Flights { table: Vec::new(), free: Vec::new(), ends: Rc::default(), landed: Vec::new(), seen: 0 }
     }
 }
 
@@ -53,15 +54,18 @@ impl<X: Xen> Flights<X> {
         self.table.len() - self.free.len()
     }
 
-    /// Hands out the answers of those that have ended. True if any had.
-    pub fn poll(&mut self, desk: &Desk<X>, cx: &mut Context<'_>, mut answered: impl FnMut(Answer)) -> bool {
-        self.ends.tell(&mut self.landed, cx);
-        for (number, result) in &self.landed {
-            let flight = self.table[*number].take().expect("its end is told once");
-            self.free.push(*number);
-            answered(desk.arrive(flight, *result));
+    /// The answer to one that has ended, and how many segments were copied for it. None, and the task is woken by the next
+    /// end, if there is none.
+    pub fn next(&mut self, desk: &Desk<X>, cx: &mut Context<'_>) -> Option<(Answer, usize)> {
+        if self.seen == self.landed.len() {
+            self.seen = 0;
+            self.ends.tell(&mut self.landed, cx);
         }
-        !self.landed.is_empty()
+        let (number, result) = *self.landed.get(self.seen)?;
+        self.seen += 1;
+        let flight = self.table[number].take().expect("its end is told once");
+        self.free.push(number);
+        Some(desk.arrive(flight, result))
     }
 
     /// A number that none has.
@@ -74,7 +78,8 @@ impl<X: Xen> Flights<X> {
 }
 
 impl<X: Xen> Desk<X> {
-    /// Begins the request, if that can be done here and now: its segments. None, and nothing has happened, if not.
+    /// Begins the request, if that can be done here and now: the segments copied for it. None, and nothing has happened, if
+    /// not.
     pub fn depart(&self, stack: &Rc<Stack<X>>, request: &Request, flights: &mut Flights<X>) -> Option<usize> {
         let mut kept = self.kept.borrow_mut();
         let kept = kept.as_mut()?;
@@ -84,14 +89,14 @@ impl<X: Xen> Desk<X> {
             self.sheets.put(sheet);
             return None;
         };
-        let segments = sheet.segments.len();
+        let copied = if way == Way::Write { sheet.segments.len() } else { 0 };
         let number = flights.number();
         disk.begin(way, &sheet.pieces, at, End { to: flights.ends.clone(), number });
         let Request { id, operation, .. } = *request;
         let (began, in_flight) = (self.clock.get(), self.minor.enter_request());
         let (disk, image) = (disk.clone(), stack.stay());
         flights.table[number] = Some(Flight { id, operation, way, began, sectors, disk, image, sheet, in_flight });
-        Some(segments)
+        Some(copied)
     }
 
     /// Takes all that the request needs to be begun, and notes it on the sheet: which way, how many sectors, on which disk
@@ -139,8 +144,8 @@ impl<X: Xen> Desk<X> {
         Some((way, sectors, disk, at))
     }
 
-    /// Ends a transfer: what was read is copied before the guest is told.
-    fn arrive(&self, flight: Flight<X>, result: Result<(), Error>) -> Answer {
+    /// Ends a transfer: what was read is copied before the guest is told. The segments copied are told too.
+    fn arrive(&self, flight: Flight<X>, result: Result<(), Error>) -> (Answer, usize) {
         let Flight { id, operation, way, began, sectors, disk, image, mut sheet, in_flight } = flight;
         let Sheet { segments, pieces, .. } = &mut *sheet;
         let copied = match (result, way, &mut *self.kept.borrow_mut()) {
@@ -152,9 +157,10 @@ impl<X: Xen> Desk<X> {
         };
         disk.give(pieces);
         self.segments.put(segments.len());
+        let moved = if way == Way::Read { segments.len() } else { 0 };
         let status = self.conclude(self.transfers(way), began, sheet, copied.map(|()| sectors));
         drop((image, in_flight));
-        Answer { id, operation, status }
+        (Answer { id, operation, status }, moved)
     }
 
     /// Copies between the guest's segments and our pieces, of which each has its own.

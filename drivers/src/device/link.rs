@@ -27,6 +27,9 @@ use crate::disk::{End, Error, Op, Piece, sectors};
 /// Requests with more segments than fit the ring entry in flight at once, each with a page of descriptors.
 const INDIRECT_IN_FLIGHT: usize = 32;
 
+/// Descriptors written at a time.
+const DESCRIBED: usize = 32;
+
 /// A ring shared with a backend.
 pub struct Link<X: Xen> {
     domain: Rc<Domain<X>>,
@@ -332,10 +335,15 @@ impl<X: Xen> Link<X> {
     fn describe(&self, pieces: &[Piece]) -> (usize, u32) {
         let page = self.descriptors_free.borrow_mut().pop().expect("a credit is a page");
         let lent = &self.descriptors[page];
-        for (i, piece) in pieces.iter().enumerate() {
-            let mut descriptor = [0; SEGMENT_BYTES];
-            encode_segments(&[self.segment(piece)], &mut descriptor);
-            lent.page().write(i * SEGMENT_BYTES, &descriptor);
+        let mut at = 0;
+        for pieces in pieces.chunks(DESCRIBED) {
+            let mut descriptors = [0; DESCRIBED * SEGMENT_BYTES];
+            for (piece, bytes) in pieces.iter().zip(descriptors.chunks_exact_mut(SEGMENT_BYTES)) {
+                encode_segments(&[self.segment(piece)], bytes);
+            }
+            let bytes = pieces.len() * SEGMENT_BYTES;
+            lent.page().write(at, &descriptors[..bytes]);
+            at += bytes;
         }
         (page, lent.grant().0)
     }

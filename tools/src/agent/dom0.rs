@@ -60,7 +60,9 @@ fn start_daemons() -> Result<()> {
     }
     std::os::unix::fs::symlink("/run", "/var/run").context("linking /var/run")?;
     std::os::unix::fs::symlink("/run/lock", "/var/lock").context("linking /var/lock")?;
-    daemon("xenstored", &["--no-fork", "--pid-file", "/run/xen/xenstored.pid"])?;
+    // By default a domain may have 1,000 nodes and 128 watches: enough for forty disks, not for hundreds.
+    let quotas = ["--entry-nb", "20000", "--watch-nb", "4000"];
+    daemon("xenstored", &[&["--no-fork", "--pid-file", "/run/xen/xenstored.pid"], &quotas[..]].concat())?;
     wait_until("xenstored answers", START, || UnixStream::connect("/run/xenstored/socket").is_ok())?;
     run(&[&format!("{XEN_PROGRAMS}/xen-init-dom0")], START)?;
     daemon("xenconsoled", &["--interactive", "--log=all", "--log-dir=/var/log/xen/console"])?;
