@@ -196,9 +196,9 @@ impl<X: Xen> Ring<X> {
 /// meanwhile waits for that, at most about as long as a small request takes by itself.
 const SEGMENTS_PER_SHARE: usize = 2;
 
-/// What is left of a turn when so many segments were copied.
-fn spend(budget: &mut usize, segments: usize) {
-    *budget = budget.saturating_sub(segments / SEGMENTS_PER_SHARE);
+/// Takes off a turn what was copied meanwhile.
+fn spend<X: Xen>(budget: &mut usize, desk: &Desk<X>) {
+    *budget = budget.saturating_sub(desk.copied.take() / SEGMENTS_PER_SHARE);
 }
 
 /// Requests in flight: those that go straight, and those that are futures.
@@ -232,10 +232,10 @@ impl<X: Xen, F: Future<Output = Answer>> Flow<X, F> {
         // Both are looked at: each must know whom to wake.
         let mut landed = false;
         while *budget > 0
-            && let Some((answer, copied)) = self.flights.next(desk, cx)
+            && let Some(answer) = self.flights.next(desk, cx)
         {
             landed = true;
-            spend(budget, copied);
+            spend(budget, desk);
             answered(answer);
         }
         self.slots.poll(cx, answered) || landed
@@ -294,6 +294,7 @@ async fn run<X: Xen>(domain: Rc<Domain<X>>, desk: Rc<Desk<X>>, ring: Ring<X>, ha
             };
             // A request that always has something to do must not keep the others waiting.
             budget = budget.saturating_sub(1);
+            spend(&mut budget, &desk);
             if flow.is_empty() && !held {
                 match core::mem::replace(&mut alone, Alone::No) {
                     Alone::Waits(request) if ring.is_some() => {
@@ -394,16 +395,12 @@ fn take<X: Xen, F: Future<Output = Answer>>(
             }
             Ok(request) => {
                 let stack = stack.as_ref();
-                let copied = if let Some((answer, segments)) = stack.and_then(|it| desk.at_once(it, request)) {
+                if let Some(answer) = stack.and_then(|it| desk.at_once(it, request)) {
                     put(ring, &answer, handle);
-                    segments
-                } else if let Some(copied) = stack.and_then(|it| desk.depart(it, request, &mut flow.flights)) {
-                    copied
-                } else {
+                } else if !stack.is_some_and(|it| desk.depart(it, request, &mut flow.flights)) {
                     flow.slots.start(serve(request.clone()));
-                    0
-                };
-                spend(budget, copied);
+                }
+                spend(budget, desk);
             }
             Err(rejected) => {
                 add(&handle.stats.rejected, 1);

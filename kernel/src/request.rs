@@ -39,6 +39,8 @@ pub struct Desk<X: Xen> {
     pub(crate) segments: Credits,
     /// The copies of this turn.
     pub batch: Batch,
+    /// Segments copied since the queue last took that off its turn.
+    pub(crate) copied: Cell<usize>,
     /// Pages of the guest that stay mapped, if it wants that, as long as its ring is there.
     pub(crate) kept: RefCell<Option<Kept<X>>>,
     /// Memory for what requests note down.
@@ -158,6 +160,7 @@ impl<X: Xen> Desk<X> {
             read_only,
             discard,
             batch: Batch::default(),
+            copied: Cell::new(0),
             kept: RefCell::new(kept),
             segments: Credits::new(SEGMENTS_PER_VBD),
             sheets: Sheets::default(),
@@ -338,12 +341,19 @@ impl<X: Xen> Desk<X> {
         result.map(|()| sectors)
     }
 
+    /// So many segments were copied, or Xen is to copy them in this turn.
+    pub(crate) fn spent(&self, segments: usize) {
+        self.copied.set(self.copied.get() + segments);
+    }
+
     async fn read(&self, stack: &Stack<X>, sector: u64, segments: &[Segment], pieces: &[Piece]) -> Result<(), Failed> {
         stack.submit(Op::Read(pieces), sector).await?;
+        self.spent(segments.len());
         Ok(self.copy(self.moves(segments, pieces, Direction::Out)).await?)
     }
 
     async fn write(&self, stack: &Stack<X>, sector: u64, segments: &[Segment], pieces: &[Piece]) -> Result<(), Failed> {
+        self.spent(segments.len());
         self.copy(self.moves(segments, pieces, Direction::In)).await?;
         Ok(stack.submit(Op::Write(pieces), sector).await?)
     }

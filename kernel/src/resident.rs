@@ -18,9 +18,9 @@ use crate::stats::add;
 const CHUNK_BYTES: usize = 512;
 
 impl<X: Xen> Desk<X> {
-    /// Does the request, if it can be done here and now; its segments are told too. If not it is to be done the ordinary
+    /// Does the request, if it can be done here and now. If not it is to be done the ordinary
     /// way, which also finds out what is wrong with it: what was copied by then is copied again.
-    pub fn at_once(&self, stack: &Stack<X>, request: &Request) -> Option<(Answer, usize)> {
+    pub fn at_once(&self, stack: &Stack<X>, request: &Request) -> Option<Answer> {
         let ram = stack.resident()?;
         let mut kept = self.kept.borrow_mut();
         let kept = kept.as_mut()?;
@@ -39,8 +39,9 @@ impl<X: Xen> Desk<X> {
             Body::Transfer { barrier: true, .. } | Body::Flush | Body::Barrier | Body::Discard { .. } => return None,
         };
         add(&self.stats.copied, segments as u64);
+        self.spent(segments);
         self.transfers(way).done(sectors, 0);
-        Some((Answer { id: request.id, operation: request.operation, status: Status::Okay }, segments))
+        Some(Answer { id: request.id, operation: request.operation, status: Status::Okay })
     }
 
     /// Moves the segments' sectors, in order; how many.

@@ -54,9 +54,8 @@ impl<X: Xen> Flights<X> {
         self.table.len() - self.free.len()
     }
 
-    /// The answer to one that has ended, and how many segments were copied for it. None, and the task is woken by the next
-    /// end, if there is none.
-    pub fn next(&mut self, desk: &Desk<X>, cx: &mut Context<'_>) -> Option<(Answer, usize)> {
+    /// The answer to one that has ended. None, and the task is woken by the next end, if there is none.
+    pub fn next(&mut self, desk: &Desk<X>, cx: &mut Context<'_>) -> Option<Answer> {
         if self.seen == self.landed.len() {
             self.seen = 0;
             self.ends.tell(&mut self.landed, cx);
@@ -78,25 +77,23 @@ impl<X: Xen> Flights<X> {
 }
 
 impl<X: Xen> Desk<X> {
-    /// Begins the request, if that can be done here and now: the segments copied for it. None, and nothing has happened, if
-    /// not.
-    pub fn depart(&self, stack: &Rc<Stack<X>>, request: &Request, flights: &mut Flights<X>) -> Option<usize> {
+    /// Begins the request, if that can be done here and now. False, and nothing has happened, if not.
+    pub fn depart(&self, stack: &Rc<Stack<X>>, request: &Request, flights: &mut Flights<X>) -> bool {
         let mut kept = self.kept.borrow_mut();
-        let kept = kept.as_mut()?;
+        let Some(kept) = kept.as_mut() else { return false };
         let mut sheet = self.sheets.take(segments(&request.body));
         let begun = self.ready(stack, kept, request, &mut sheet);
         let Some((way, sectors, disk, at)) = begun else {
             self.sheets.put(sheet);
-            return None;
+            return false;
         };
-        let copied = if way == Way::Write { sheet.segments.len() } else { 0 };
         let number = flights.number();
         disk.begin(way, &sheet.pieces, at, End { to: flights.ends.clone(), number });
         let Request { id, operation, .. } = *request;
         let (began, in_flight) = (self.clock.get(), self.minor.enter_request());
         let (disk, image) = (disk.clone(), stack.stay());
         flights.table[number] = Some(Flight { id, operation, way, began, sectors, disk, image, sheet, in_flight });
-        Some(copied)
+        true
     }
 
     /// Takes all that the request needs to be begun, and notes it on the sheet: which way, how many sectors, on which disk
@@ -144,8 +141,8 @@ impl<X: Xen> Desk<X> {
         Some((way, sectors, disk, at))
     }
 
-    /// Ends a transfer: what was read is copied before the guest is told. The segments copied are told too.
-    fn arrive(&self, flight: Flight<X>, result: Result<(), Error>) -> (Answer, usize) {
+    /// Ends a transfer: what was read is copied before the guest is told.
+    fn arrive(&self, flight: Flight<X>, result: Result<(), Error>) -> Answer {
         let Flight { id, operation, way, began, sectors, disk, image, mut sheet, in_flight } = flight;
         let Sheet { segments, pieces, .. } = &mut *sheet;
         let copied = match (result, way, &mut *self.kept.borrow_mut()) {
@@ -157,14 +154,14 @@ impl<X: Xen> Desk<X> {
         };
         disk.give(pieces);
         self.segments.put(segments.len());
-        let moved = if way == Way::Read { segments.len() } else { 0 };
         let status = self.conclude(self.transfers(way), began, sheet, copied.map(|()| sectors));
         drop((image, in_flight));
-        (Answer { id, operation, status }, moved)
+        Answer { id, operation, status }
     }
 
     /// Copies between the guest's segments and our pieces, of which each has its own.
     fn carry(&self, kept: &mut Kept<X>, segments: &[Segment], pieces: &[Piece], way: Direction) -> Result<(), Refused> {
+        self.spent(segments.len());
         for (segment, piece) in segments.iter().zip(pieces) {
             let [theirs_at, ours_at, bytes] =
                 [segment.first, piece.first, piece.sectors].map(|sectors| usize::from(sectors) * SECTOR_BYTES);

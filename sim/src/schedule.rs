@@ -59,9 +59,10 @@ pub(crate) struct Peers {
     polls: RefCell<BTreeMap<(usize, &'static str), u64>>,
 }
 
-/// The most points that a task may pass before it lets others go: 64 requests, or 2,048 segments in requests of many. Each
-/// segment of the latter is a copy of two, and where its page is new to a guest that keeps pages, a mapping.
-pub const TOUCHES_PER_POLL: u64 = 16_000;
+/// The most points that a task may pass before it lets others go: 64 requests, or a turn of 128 segments in requests of many and
+/// what is in flight of one ring besides, 512 more. Each of these is a copy of two, and where its page is new to a guest that
+/// keeps pages, a mapping.
+pub const TOUCHES_PER_POLL: u64 = 4_000;
 
 impl Peers {
     pub fn new(world: &World, mut random: Random) -> Rc<Self> {

@@ -36,3 +36,22 @@ fn a_ring_that_is_always_full_keeps_nobody_waiting() {
     });
     println!("the longest that others waited for one task: {} touches of {TOUCHES_PER_POLL}", longest.get());
 }
+
+/// A turn ends when it has copied half a mebibyte, for a guest whose pages stay mapped and for one whose pages Xen copies; what was
+/// in flight by then is still done.
+#[test]
+fn a_turn_is_bounded_by_what_it_copies() {
+    for persistent in [true, false] {
+        seeds(0..4, |seed| {
+            let mut stage = Stage::with_lower(seed, 4096);
+            stage.run.interleave(Rate::Sometimes);
+            let guest = if seed % 2 == 0 { stage.on_ram(GREEDY, 4096) } else { stage.on_lower(GREEDY) };
+            guest.front.borrow_mut().options = Options { persistent, indirect: 256, order: 4, ..Options::default() };
+            stage.attach(&guest);
+            guest.front.borrow_mut().work(Workload { depth: 100, sectors_max: 2048, ..Workload::reading(200) });
+            stage.run.at_rest(&guest.front);
+            let longest = stage.run.longest();
+            assert!(longest.0 <= 3000, "{longest:?}, {persistent}");
+        });
+    }
+}
