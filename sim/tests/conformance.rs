@@ -6,6 +6,7 @@ use sim::blkback::Options;
 use sim::conformance::{alone, lower, metadata, opened};
 use sim::gpt;
 use sim::image::lay;
+use sim::lvm;
 use sim::random::Random;
 use sim::run::seeds;
 
@@ -71,6 +72,21 @@ fn a_stack_on_a_partition() {
 #[test]
 fn a_stack_on_a_partition_that_is_read_only() {
     seeds(0..3, |seed| opened(seed, "aio:/dev/xvda1", read_only(), |disk| gpt::write(disk, &[(63, 401)])));
+}
+
+/// A volume of LVM2 that is read-only on a disk that is not.
+#[test]
+fn a_stack_on_a_volume_that_is_read_only() {
+    let [disk_id, group_id] = [&[b'p'; 32], &[b'g'; 32]];
+    let segment = lvm::segment(1, 0, 3, "type = \"striped\"\nstripe_count = 1\nstripes = [\"pv0\", 2]");
+    let volume = lvm::volume("lv", 1, &segment).replace(", \"WRITE\"", "");
+    let text = lvm::text("vg", &lvm::id(group_id), 1, &[&lvm::id(disk_id)], &volume);
+    seeds(0..3, |seed| {
+        opened(seed, "aio:/dev/vg/lv", Options::default(), |disk| {
+            disk.resize(2048 + 100 * 64);
+            lvm::write(disk, disk_id, &text);
+        });
+    });
 }
 
 fn a_vhd(form: Form<'_>) -> New<'_> {
