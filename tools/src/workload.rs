@@ -17,6 +17,10 @@ pub enum Peer {
     BlkbackQueues,
     /// A RAM disk of tapdom's own.
     TapdomRam,
+    /// The same of a tapdom with two vCPUs, and so with two rings.
+    TapdomTwo,
+    /// With four.
+    TapdomFour,
     /// tapdom's lower disk, which is blkback's RAM disk.
     TapdomAio,
     /// A dynamic VHD on another lower disk of that kind, all its blocks written.
@@ -27,11 +31,13 @@ pub enum Peer {
 
 impl Peer {
     /// All of them, in the order in which they are measured.
-    pub const ALL: [Peer; 7] = [
+    pub const ALL: [Peer; 9] = [
         Peer::Blkback,
         Peer::BlkbackPlain,
         Peer::BlkbackQueues,
         Peer::TapdomRam,
+        Peer::TapdomTwo,
+        Peer::TapdomFour,
         Peer::TapdomAio,
         Peer::TapdomVhd,
         Peer::Qdisk,
@@ -39,9 +45,14 @@ impl Peer {
 
     /// Those that are measured with a guest of so many processors if none is named.
     pub fn usual(processors: usize) -> Vec<Peer> {
-        let with_many = |peer| matches!(peer, Peer::Blkback | Peer::BlkbackQueues | Peer::TapdomRam | Peer::TapdomAio);
-        let fits = |peer: &Peer| if processors > 1 { with_many(*peer) } else { *peer != Peer::BlkbackQueues };
+        let with_one = |peer| matches!(peer, Peer::Blkback | Peer::TapdomRam | Peer::TapdomAio);
+        let fits = |peer: &Peer| if processors > 1 { with_one(*peer) || peer.has_queues() } else { !peer.has_queues() };
         Peer::ALL.into_iter().filter(fits).collect()
+    }
+
+    /// Whether it has several queues, which only a guest of several processors uses.
+    pub fn has_queues(self) -> bool {
+        matches!(self, Peer::BlkbackQueues | Peer::TapdomTwo | Peer::TapdomFour)
     }
 
     /// Whether one guest can have many disks of it: a VHD has one writer, and there is one VHD.
@@ -56,6 +67,8 @@ impl Peer {
             Peer::BlkbackPlain => "blkback-plain",
             Peer::BlkbackQueues => "blkback-queues",
             Peer::TapdomRam => "tapdom-ram",
+            Peer::TapdomTwo => "tapdom-two",
+            Peer::TapdomFour => "tapdom-four",
             Peer::TapdomAio => "tapdom-aio",
             Peer::TapdomVhd => "tapdom-vhd",
             Peer::Qdisk => "qdisk",

@@ -21,6 +21,8 @@ pub const GUEST: usize = 1;
 const GUESTS: [usize; 4] = [GUEST, 3, 4, 5];
 /// tapdom's.
 pub const TAPDOM: usize = 2;
+/// Those of a tapdom that has more than one.
+const TAPDOMS: [usize; 4] = [TAPDOM, 6, 7, 8];
 
 /// dom0's RAM disk: what the peers serve, and tapdom's lower disk.
 pub const BRD: &str = "/dev/ram0";
@@ -47,6 +49,11 @@ const SYMBOLS: &str = "/proc/xen/xensyms";
 pub fn measure(reporter: &Reporter, plan: &Plan) -> Result<()> {
     symbols(reporter, plan)?;
     prepare()?;
+    for peer in plan.peers.iter().filter(|peer| peer.has_queues()) {
+        if let Some((name, vcpus)) = several(*peer) {
+            start_several(name, &TAPDOMS[..vcpus])?;
+        }
+    }
     reporter.step("tapdom is ready");
     let (attached, created): (Vec<Peer>, Vec<Peer>) = plan.peers.iter().partition(|peer| **peer != Peer::Qdisk);
     let processors = &GUESTS[..plan.processors];
@@ -134,11 +141,29 @@ fn start_tapdom() -> Result<()> {
     Server::await_tapdom("tapdom").map(drop)
 }
 
+/// The tapdom of several vCPUs that this is served by, and how many.
+fn several(peer: Peer) -> Option<(&'static str, usize)> {
+    match peer {
+        Peer::TapdomTwo => Some(("tapdom-two", 2)),
+        Peer::TapdomFour => Some(("tapdom-four", 4)),
+        _ => None,
+    }
+}
+
+fn start_several(name: &str, processors: &[usize]) -> Result<()> {
+    let list: Vec<String> = processors.iter().map(|at| format!("\"{at}\"")).collect();
+    let pinned = [format!("vcpus={}", processors.len()), format!("cpus=[{}]", list.join(","))];
+    let words: Vec<&str> = pinned.iter().map(String::as_str).collect();
+    Server::create_tapdom(name, Some(2 * MEBIBYTES as u32), &[], &words)?;
+    Server::await_tapdom(name).map(drop)
+}
+
 /// The configuration of a disk of the guest's: where it is among all, and of how many of this backend.
 pub fn spec(peer: Peer, at: usize, of: usize) -> String {
     let backend = match peer {
         Peer::Blkback | Peer::BlkbackPlain | Peer::BlkbackQueues => format!("backendtype=phy,target={BRD}"),
         Peer::TapdomRam => format!("backend=tapdom,target=ram:{}M", MEBIBYTES as usize / of),
+        Peer::TapdomTwo | Peer::TapdomFour => format!("backend={},target=ram:{MEBIBYTES}M", peer.word()),
         Peer::TapdomAio => "backend=tapdom,target=aio:/dev/xvda".to_owned(),
         Peer::TapdomVhd => "backend=tapdom,target=vhd:/dev/xvdb".to_owned(),
         Peer::Qdisk => format!("backendtype=qdisk,target={BRD}"),
@@ -164,6 +189,11 @@ fn attach(guest: &mut Pinned, peer: Peer, disks: usize) -> Result<()> {
             ensure!(offered == persistent, "blkback offers persistent grants: {offered}");
             let offered = store::look(&node("multi-queue-max-queues"))?;
             ensure!(offered == Some(queues.to_string()), "blkback offers {offered:?} queues");
+        }
+        if let Some((_, vcpus)) = several(peer) {
+            let used =
+                store::look(&format!("/local/domain/{}/device/vbd/{}/multi-queue-num-queues", guest.id, devid(disk)))?;
+            ensure!(used == Some(vcpus.to_string()), "the guest uses {used:?} queues of {}", peer.word());
         }
         if peer == Peer::TapdomVhd {
             // No block is new to a load.

@@ -261,6 +261,9 @@ fn bench(options: &Options, wanted: &Wanted, image: &Path) -> Result<()> {
             print!("{}", profile::of(&outcome));
         } else {
             println!("{}\n{}", table::of(&outcome), table::goals(&outcome));
+            if *processors > 1 {
+                println!("{}", table::vcpus(&outcome));
+            }
         }
         if let Some(before) = &last {
             println!("{}", table::difference(before, &outcome));

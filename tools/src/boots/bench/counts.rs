@@ -24,8 +24,8 @@ pub type Owners = &'static [usize];
 
 /// One processor each.
 pub const THREE: Owners = &[DOM0, GUEST, TAPDOM];
-/// A guest with four.
-pub const FOUR_OF_A_GUEST: Owners = &[DOM0, GUEST, TAPDOM, GUEST, GUEST, GUEST];
+/// A guest with four, and tapdom with as many.
+pub const FOUR_OF_A_GUEST: Owners = &[DOM0, GUEST, TAPDOM, GUEST, GUEST, GUEST, TAPDOM, TAPDOM, TAPDOM];
 /// Two guests.
 pub const TWO_GUESTS: Owners = &[DOM0, GUEST, TAPDOM, NEIGHBOUR];
 
@@ -60,6 +60,8 @@ pub struct Processor {
 pub struct Phase {
     /// By owner.
     pub processors: [Processor; OWNERS],
+    /// Instructions of each processor of tapdom's.
+    pub of_tapdom: BTreeMap<usize, u64>,
     /// Instructions that each owner's processors had executed at each lap.
     pub laps: Vec<[u64; OWNERS]>,
 }
@@ -102,7 +104,11 @@ impl Phase {
         let [_, processor, address, entered, instructions, kind] = words[..] else { bail!("not six words") };
         let address = u64::from_str_radix(address, 16)?;
         let (entered, instructions) = (entered.parse::<u64>()?, instructions.parse::<u64>()?);
-        let owner = *owners.get(processor.parse::<usize>()?).context("a processor too many")?;
+        let number = processor.parse::<usize>()?;
+        let owner = *owners.get(number).context("a processor too many")?;
+        if owner == TAPDOM {
+            *self.of_tapdom.entry(number).or_default() += instructions;
+        }
         let processor = &mut self.processors[owner];
         processor.instructions += instructions;
         match kind {

@@ -55,6 +55,27 @@ fn row(measured: &Measured, symbols: &Symbols, text: &mut String) {
     );
 }
 
+/// What several vCPUs are worth: of each load, what the busiest of tapdom's executes for a request. The time that a backend
+/// takes where it is the narrowest place is that of its busiest vCPU.
+pub fn vcpus(outcome: &Outcome) -> String {
+    let peers = [Peer::TapdomRam, Peer::TapdomTwo, Peer::TapdomFour];
+    let mut text = String::from(
+        "| busiest vCPU of tapdom, instructions for a request | 1 | 2 | 4 | 1 over 2 | 1 over 4 |\n|---|---|---|---|---|---|\n",
+    );
+    for workload in Workload::all() {
+        let busiest = |peer| {
+            let measured = outcome.measured.iter().find(|it| (it.peer, it.workload) == (peer, workload))?;
+            let most = measured.phase.of_tapdom.values().max()?;
+            Some(*most as f64 / f64::from(workload.requests()))
+        };
+        if let [Some(one), Some(two), Some(four)] = peers.map(busiest) {
+            let (halves, quarters) = (one / two, one / four);
+            let _ = writeln!(text, "| {workload} | {one:.0} | {two:.0} | {four:.0} | {halves:.2} | {quarters:.2} |");
+        }
+    }
+    text
+}
+
 /// A goal: a figure of tapdom over another, or by itself.
 struct Goal {
     what: &'static str,
