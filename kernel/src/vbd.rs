@@ -341,7 +341,8 @@ impl<X: Xen> Vbd<X> {
         // A vCPU each; where all rings would be served by one, several are of no use.
         let shared_out = self.minor.as_ref().is_some_and(|minor| minor.disk().is_some());
         self.queues_max = if shared_out { self.shared.crew.vcpus().min(QUEUES) as u32 } else { 1 };
-        if self.queues_max > 1 {
+        // Also where it is one: another image may have been offered in this directory before.
+        if self.shared.crew.vcpus() > 1 {
             nodes.push((keys::MULTI_QUEUE_MAX_QUEUES, self.queues_max.to_string()));
         }
         if self.say(State::InitWait, nodes).await? {

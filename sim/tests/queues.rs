@@ -140,7 +140,7 @@ fn disks_with_one_ring_are_shared_out_and_one_on_a_lower_disk_has_one() {
             guest.front.borrow_mut().work(Workload::mixed(100));
         }
         guests.iter().for_each(|guest| stage.run.at_rest(&guest.front));
-        assert_eq!((offered(&stage, &guests[3]), guests[3].front.borrow().queues()), (None, 1));
+        assert_eq!((offered(&stage, &guests[3]), guests[3].front.borrow().queues()), (Some(1), 1));
         let seated = stage.inside(async |shared| {
             let minors = shared.minors.all();
             minors.iter().map(|minor| minor.seated()).collect::<Vec<_>>()

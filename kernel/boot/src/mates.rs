@@ -28,6 +28,13 @@ struct Way {
     vcpu: usize,
 }
 
+const _: () = {
+    const fn goes_to_another<T: Send>() {}
+    const fn is_of_all<T: Send + Sync>() {}
+    goes_to_another::<Way>();
+    is_of_all::<Crew>();
+};
+
 /// Starts the vCPU of this number, from 1 on.
 pub fn start(vcpu: usize, machine: Machine, crew: Arc<Crew>) -> Result<(), Refused> {
     let way = Box::into_raw(Box::new(Way { machine, crew, vcpu }));

@@ -1,5 +1,6 @@
 //! A hostile guest's offers: a ring that can be served, or keys with one thing wrong.
 
+use protocol::mem::Memory;
 use xen::port::DomId;
 
 use crate::blkif::Layout;
@@ -141,6 +142,31 @@ impl Offerer<'_> {
                         with(nodes, &format!("queue-{queue}/{key}"), value.clone());
                     }
                 }
+            }
+            Key::QueuesWild | Key::QueuesBad => {
+                let page = xen::page::PageRef::alone().expect("memory for a test");
+                let mut content = [0; xen::page::PAGE_BYTES];
+                content.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
+                page.write(0, &content);
+                let lent = self.world.lend(self.guest, &page, self.backend, xen::port::Access::ReadWrite);
+                let port = self.world.alloc_unbound(self.guest, self.backend).expect("a guest has ports");
+                let (first, order) = (nodes.clone(), order_of(ring));
+                let whole = |key: &str| key == "protocol" || key == "ring-page-order" || key.starts_with("feature");
+                nodes.retain(|(key, _)| whole(key));
+                with(nodes, "multi-queue-num-queues", "2".into());
+                for (key, value) in first.into_iter().filter(|(key, _)| !whole(key)) {
+                    with(nodes, &format!("queue-0/{key}"), value);
+                }
+                let bad = key == Key::QueuesBad;
+                let grant = if bad { 20_000 } else { lent.expect("a guest's table is large").0 };
+                match nodes.iter().any(|(key, _)| key == "ring-page-order") {
+                    true => {
+                        (0..1 << order).for_each(|at| with(nodes, &format!("queue-1/ring-ref{at}"), grant.to_string()))
+                    }
+                    false => with(nodes, "queue-1/ring-ref", grant.to_string()),
+                }
+                with(nodes, "queue-1/event-channel", port.0.to_string());
+                return if bad { Outcome::Refused } else { Outcome::Whatever };
             }
             Key::QueueNMissing => {
                 *nodes = vec![("multi-queue-num-queues".into(), random.pick(&["2", "4", "4294967295"]).into())];

@@ -194,6 +194,8 @@ rows! {
     Queues0 "0 queues",
     Queues1 "1 queue",
     Queues2 "more queues than offered",
+    QueuesWild "a second ring of any content",
+    QueuesBad "a second ring that is not granted",
     QueueNMissing "queues without their directories",
     PortOther "event-channel of somebody else",
     Port0 "event-channel 0",
