@@ -17,19 +17,24 @@ fn run(exec: &Executor) {
     while exec.turn(&mut |_| 0) {}
 }
 
+/// A task that waits until the news is this, polled once: the news, and who wakes it.
+fn waits_for(exec: &Executor, last: u32) -> (Arc<AtomicU32>, Waker) {
+    let (news, waker) = (Arc::new(AtomicU32::new(0)), Rc::new(Cell::new(None::<Waker>)));
+    let (seen, handed) = (news.clone(), waker.clone());
+    exec.spawn(poll_fn(move |cx| {
+        handed.set(Some(cx.waker().clone()));
+        if seen.load(Ordering::Relaxed) == last { Poll::Ready(()) } else { Poll::Pending }
+    }));
+    run(exec);
+    (news, waker.take().expect("it was polled"))
+}
+
 /// The news is plain data beside the waker, ordered by nothing but the wake itself.
 #[test]
 fn a_task_that_is_woken_twice_sees_the_second_reason() {
     loom::model(|| {
         let exec = Executor::default();
-        let (news, waker) = (Arc::new(AtomicU32::new(0)), Rc::new(Cell::new(None::<Waker>)));
-        let (seen, handed) = (news.clone(), waker.clone());
-        exec.spawn(poll_fn(move |cx| {
-            handed.set(Some(cx.waker().clone()));
-            if seen.load(Ordering::Relaxed) == 2 { Poll::Ready(()) } else { Poll::Pending }
-        }));
-        run(&exec);
-        let waker = waker.take().expect("it was polled");
+        let (news, waker) = waits_for(&exec, 2);
         let other = thread::spawn(move || {
             for reason in [1, 2] {
                 news.store(reason, Ordering::Relaxed);
@@ -48,19 +53,12 @@ fn a_task_that_is_woken_twice_sees_the_second_reason() {
 fn who_lies_down_sees_the_task_or_is_kicked() {
     loom::model(|| {
         let exec = Executor::default();
-        let (news, waker) = (Arc::new(AtomicU32::new(0)), Rc::new(Cell::new(None::<Waker>)));
         let kicks = std::sync::Arc::new(AtomicU32::new(0));
         let counted = kicks.clone();
         exec.kicked_by(std::sync::Arc::new(move || {
             counted.fetch_add(1, Ordering::Relaxed);
         }));
-        let (seen, handed) = (news.clone(), waker.clone());
-        exec.spawn(poll_fn(move |cx| {
-            handed.set(Some(cx.waker().clone()));
-            if seen.load(Ordering::Relaxed) == 1 { Poll::Ready(()) } else { Poll::Pending }
-        }));
-        run(&exec);
-        let waker = waker.take().expect("it was polled");
+        let (news, waker) = waits_for(&exec, 1);
         let other = thread::spawn(move || {
             news.store(1, Ordering::Relaxed);
             waker.wake();
@@ -97,14 +95,7 @@ fn a_word_is_heard() {
 fn two_who_wake_one_task_are_both_heard() {
     loom::model(|| {
         let exec = Executor::default();
-        let (news, waker) = (Arc::new(AtomicU32::new(0)), Rc::new(Cell::new(None::<Waker>)));
-        let (seen, handed) = (news.clone(), waker.clone());
-        exec.spawn(poll_fn(move |cx| {
-            handed.set(Some(cx.waker().clone()));
-            if seen.load(Ordering::Relaxed) == 2 { Poll::Ready(()) } else { Poll::Pending }
-        }));
-        run(&exec);
-        let waker = waker.take().expect("it was polled");
+        let (news, waker) = waits_for(&exec, 2);
         let others = [0; 2].map(|_| {
             let (news, waker) = (news.clone(), waker.clone());
             thread::spawn(move || {

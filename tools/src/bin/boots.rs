@@ -201,21 +201,22 @@ fn need_image(image: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A boot of which nothing is counted.
+fn ordinary<'a>(
+    options: &'a Options,
+    parts: &'a Parts,
+    name: &'a str,
+    image: &'a Path,
+    task: Task,
+    limit: Duration,
+) -> Boot<'a> {
+    let (logs, domain, hardware) = (&options.logs, Some(image), Hardware::ORDINARY);
+    Boot { name, logs, parts, domain, task, guest_debug: false, counted: false, counts: None, hardware, limit }
+}
+
 fn probe(options: &Options, elf: &Path, task: Task, guest_debug: bool, limit: Duration) -> Result<()> {
     let parts = fetch(options)?;
-    let (name, domain, counted) = ("probe", Some(elf), false);
-    let boot = Boot {
-        name,
-        logs: &options.logs,
-        parts: &parts,
-        domain,
-        task,
-        guest_debug,
-        counted,
-        counts: None,
-        hardware: Hardware::ORDINARY,
-        limit,
-    };
+    let boot = Boot { guest_debug, ..ordinary(options, &parts, "probe", elf, task, limit) };
     let mut failure = Some("dom0 reported no end".to_owned());
     let ending = boot.run(|line| match line.parse::<Line>() {
         Ok(Line::Step(text)) => println!("{text}"),
@@ -282,19 +283,7 @@ fn run(options: &Options, shell: bool, image: &Path) -> Result<()> {
     println!("without hardware virtualisation every step takes some seconds. Debian's parts are fetched once.");
     let parts = fetch(options)?;
     let (task, limit) = (Task::Story { shell }, if shell { AFTERNOON } else { STORY });
-    let (name, domain, guest_debug, counted) = ("run", Some(image), false, false);
-    let boot = Boot {
-        name,
-        logs: &options.logs,
-        parts: &parts,
-        domain,
-        task,
-        guest_debug,
-        counted,
-        counts: None,
-        hardware: Hardware::ORDINARY,
-        limit,
-    };
+    let boot = ordinary(options, &parts, "run", image, task, limit);
     let mut failure = Some("dom0 reported no end".to_owned());
     let mut hear = |line: &str| {
         match line.parse::<Line>() {
