@@ -73,7 +73,7 @@ enum Verb {
     },
     /// Measures how long tapdom and its disks take to be of use, and in what memory.
     Footprint {
-        /// Disks that are attached at once: xenstored's quota of nodes for a domain lets it be some dozens.
+        /// Disks that are attached at once.
         #[arg(long, default_value_t = 10)]
         many: u32,
         /// The image that is measured.
