@@ -61,9 +61,8 @@ fn each_vcpu_serves_a_ring() {
 fn content(minor: &Minor<SimXen>) -> Vec<u8> {
     let disk = minor.disk().expect("it is in memory");
     let mut bytes = vec![0; SECTORS as usize * 512];
-    for (sector, bytes) in bytes.chunks_mut(512).enumerate() {
-        let (page, at) = disk.at(sector as u64);
-        page.read(at as usize * 512, bytes);
+    for (at, bytes) in bytes.chunks_mut(4096).enumerate() {
+        disk.at(at as u64 * 8).0.read(0, bytes);
     }
     bytes
 }
