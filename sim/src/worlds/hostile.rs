@@ -374,8 +374,10 @@ impl Scene {
         let (most, left) = (memory::peak() - self.heap, memory::held() - self.heap);
         let bound = self.attaches as usize * NOTES_PER_DISK;
         assert!(most.notes <= bound, "{} disks had the product hold {} bytes beside pages", self.attaches, most.notes);
-        // Disks in memory, the room that is tried when one is opened, and a page for descriptors on each ring.
-        let bound = self.attaches as usize * (512 << 10) + (4 << 20) + self.attaches as usize * PAGE_BYTES;
+        // Disks in memory, the room that is tried when one is opened, and a page for descriptors on each ring, of which a disk
+        // has as many as there are vCPUs.
+        let (disks, rings) = (self.attaches as usize, self.attaches as usize * self.stage.run.crew);
+        let bound = disks * (512 << 10) + (4 << 20) + rings * PAGE_BYTES;
         assert!(most.pages <= bound, "{} disks had the product hold {} bytes of pages", self.attaches, most.pages);
         assert!(left.notes <= NOTES_LEFT && left.pages == 0, "{left:?} are still held\n{}", self.stage.run.scene());
     }

@@ -40,6 +40,12 @@ pub const ROWS: &[&str] = &[
     "message: a client goes in the middle of one",
 ];
 
+/// Whether a message of type `id` can be the answer to one of type `asked`: FORCE_SHUTDOWN is answered as CLOSE is.
+fn is_answer(id: u16, asked: u16) -> bool {
+    let form = if asked == id::FORCE_SHUTDOWN { id::CLOSE } else { asked } + 1;
+    id == form || id == id::ERROR
+}
+
 /// One client after the other.
 struct Clerk {
     world: World,
@@ -106,7 +112,9 @@ impl Clerk {
                 return true;
             }
             let answer = Message(self.heard.drain(..self.dialect.bytes()).collect());
-            let awaited = self.waiting.front().is_some_and(|(_, cookie)| answer.cookie() == *cookie);
+            // Cookies are minors, and few: that of another's request may be the same.
+            let is_its = |asked: u16, cookie: u16| answer.cookie() == cookie && is_answer(answer.id(), asked);
+            let awaited = self.waiting.front().is_some_and(|(asked, cookie)| is_its(*asked, *cookie));
             if !awaited && self.unmet.get() {
                 self.go();
                 return true;
@@ -121,10 +129,8 @@ impl Clerk {
             panic!("an answer that nobody waits for: {} for {}", answer.id(), answer.cookie());
         };
         assert_eq!(answer.cookie(), cookie, "the answer {} to {asked} has another's cookie", answer.id());
-        // FORCE_SHUTDOWN is answered as CLOSE is.
-        let form = if asked == id::FORCE_SHUTDOWN { id::CLOSE } else { asked } + 1;
-        let told = answer.id() == form;
-        assert!(told || answer.id() == id::ERROR, "{asked} is answered by {}", answer.id());
+        assert!(is_answer(answer.id(), asked), "{asked} is answered by {}", answer.id());
+        let told = answer.id() != id::ERROR;
         // The RFC's dialect has the errno in the answers of these.
         let bare = [id::ATTACH, id::DETACH, id::CLOSE, id::FORCE_SHUTDOWN, id::PAUSE, id::RESUME].contains(&asked);
         let refused = !told || bare && answer.response().0 != 0;
