@@ -267,8 +267,13 @@ fn a_lower_disk_whose_backend_may_not_be_seen_any_more_is_over_soon() {
     stage.back().borrow_mut().options.stuck = true;
     guest.front.borrow_mut().work(Workload::writing(1000));
     stage.run.rest(Duration::from_millis(200));
+    let told = || sim::journal::tells("the disk below is gone");
+    assert!(!told(), "{}", stage.run.scene());
+    // Each request that fails is a line of the log, which does not keep all.
+    guest.front.borrow_mut().stop();
     let lower = Vbd { devid: XVDA, ..Vbd::new(DomId(0), DRIVER, "") };
     stage.run.store.client(DomId(0)).remove(&lower.backend_dir()).unwrap();
     stage.run.rest(Duration::from_secs(3));
     assert_eq!(stage.run.tapdom().unwrap().held().pages, 0, "{}", stage.run.scene());
+    assert!(told(), "{}", stage.run.scene());
 }
