@@ -211,16 +211,22 @@ impl<X: Xen> Minor<X> {
         self.seats.borrow().len()
     }
 
-    /// A ring that another vCPU served has ended.
+    /// A ring that another vCPU was to serve has ended, or never was one: nobody shall wait for its word.
     pub(crate) fn stand_up(&self, seat: &Rc<Seat>) {
         self.seats.borrow_mut().retain(|other| !Rc::ptr_eq(other, seat));
+        self.counted.ring();
+        self.changed.ring();
+    }
+
+    fn is_seated(&self, seat: &Rc<Seat>) -> bool {
+        self.seats.borrow().iter().any(|other| Rc::ptr_eq(other, seat))
     }
 
     /// What was done on all its rings, those that other vCPUs serve included.
     pub async fn total(&self) -> Stats {
         let mut counted = self.counted.listen();
         let asked: Vec<_> = self.seats.borrow().iter().map(|seat| (seat.clone(), seat.ask())).collect();
-        while asked.iter().any(|(seat, asked)| !seat.has_told(*asked)) {
+        while asked.iter().any(|(seat, asked)| self.is_seated(seat) && !seat.has_told(*asked)) {
             counted.wait().await;
         }
         let total = self.stats.copy();

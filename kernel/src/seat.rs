@@ -170,7 +170,6 @@ async fn attend<X: Xen>(minor: Rc<Minor<X>>, seat: Rc<Seat>) {
     seat.note(last);
     minor.stats.add(&seat.stats.take());
     minor.stand_up(&seat);
-    minor.counted.ring();
     minor.rings.borrow_mut().retain(|other| !core::ptr::eq(&**other, handle));
     handle.has_let_go();
     handle.ended.ring();

@@ -1,5 +1,7 @@
 //! Several vCPUs of the product, and guests with as many rings.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use kernel::minor::Minor;
@@ -191,4 +193,66 @@ fn rings_are_taken_all_or_none() {
         stage.run.rest(Duration::from_secs(2));
         assert_eq!(stage.run.world.holdings(DRIVER), before, "{}", stage.run.scene());
     });
+}
+
+/// Who asks how a minor stands is answered also when a ring ends, or never begins, after it was asked.
+#[test]
+fn nobody_waits_for_a_ring_that_is_no_more() {
+    seeds(0..600, |seed| {
+        let mut stage = stage(seed, 3);
+        let guest = with_rings(&mut stage, 3);
+        let number = stage.minor();
+        let detaching = stage.run.toolstack.borrow_mut().detach(&guest.vbd);
+        for _ in 0..stage.run.random.below(400) {
+            stage.run.step();
+        }
+        let shared = stage.run.tapdom().expect("it runs").shared().clone();
+        let answers = Rc::new(Cell::new(0));
+        if let Some(minor) = shared.minors.get(number) {
+            let (told, held, domain) = (answers.clone(), answers.clone(), shared.domain.clone());
+            let other = minor.clone();
+            domain.exec.spawn(async move {
+                other.total().await;
+                told.set(told.get() + 1);
+            });
+            shared.domain.exec.spawn(async move {
+                let _held_or_gone = minor.pause(&domain).await;
+                held.set(held.get() + 1);
+            });
+            stage.run.nudge();
+            let all = stage.run.until(Duration::from_secs(30), |_| answers.get() == 2);
+            assert!(all, "{} of 2 answers\n{}", answers.get(), stage.run.scene());
+        }
+        assert_eq!(stage.run.finish(detaching), Ok(()), "{}", stage.run.scene());
+    });
+}
+
+#[test]
+fn statistics_wait_for_no_ring_that_was_never_taken() {
+    let all = Cell::new(0);
+    seeds(0..20, |seed| {
+        let mut stage = stage(seed, 3);
+        let guest = stage.on_ram(GUEST, SECTORS);
+        guest.front.borrow_mut().options = Options { queues: 3, ..Options::default() };
+        stage.run.world.faults().allow_as(sim::fault::Fault::Bind, "bind: ENOSPC", 1, 1 + seed % 3);
+        let shared = stage.run.tapdom().expect("it runs").shared().clone();
+        let (mut asked, answered) = (0, Rc::new(Cell::new(0)));
+        let attaching = stage.run.toolstack.borrow_mut().attach(&guest.vbd);
+        stage.run.until(Duration::from_secs(20), |_| {
+            // While a ring is to be taken, and while the disk is offered, somebody asks now and then.
+            if let Some(minor) = shared.minors.all().pop().filter(|minor| asked < 20 && minor.seated() > 0) {
+                let answers = answered.clone();
+                shared.domain.exec.spawn(async move {
+                    minor.total().await;
+                    answers.set(answers.get() + 1);
+                });
+                asked += 1;
+            }
+            false
+        });
+        let _whatever = stage.run.finish(attaching);
+        assert!(answered.get() == asked, "{} of {asked}\n{}", answered.get(), stage.run.scene());
+        all.set(all.get() + asked);
+    });
+    assert!(all.get() > 0, "nobody ever asked");
 }
